@@ -1,0 +1,3 @@
+//! The `aquatint` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The engine of Aquatint: from a request to events and an image.

@@ -1,0 +1,1 @@
+//! CPU kernels of Aquatint: slices and strides, SIMD, threads.

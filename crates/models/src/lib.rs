@@ -1,0 +1,1 @@
+//! The models of Aquatint: text encoders, UNet, autoencoders, and their detection.

@@ -1,0 +1,1 @@
+//! Golden tensors, tolerances and conformance suites for the tests of Aquatint.

@@ -1,0 +1,1 @@
+//! Weight files of Aquatint: files to named tensors and back.
