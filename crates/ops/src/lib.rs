@@ -1,1 +1,21 @@
 //! Fused tensor operations of Aquatint as a burn extension, and the layers built on them.
+//!
+//! Activations are channels last: `[batch, height, width, channels]` or `[batch, tokens, channels]`,
+//! in f32. Weights keep PyTorch's layouts and their storage type (f32, f16, bf16); the CPU kernels
+//! widen them while they pack.
+//!
+//! Every operation stands beside its plain reference made of burn operations ([`reference`]). The
+//! `Flex` device takes the kernel; every other device, and autodiff, takes the reference.
+
+mod error;
+mod flex;
+pub mod fused;
+pub mod nn;
+pub mod params;
+pub mod reference;
+
+pub use burn;
+pub use burn::tensor::{Device, Tensor};
+pub use error::OpsError;
+pub use fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
+pub use params::{ParamSource, Params, RawTensor, Storage};

@@ -1,0 +1,1 @@
+//! Text: prompts, tokens, text encoders.

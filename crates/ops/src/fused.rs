@@ -1,0 +1,241 @@
+//! The fused operations: kernel on `Flex`, reference elsewhere.
+
+use burn::tensor::{Device, Tensor};
+
+use crate::{flex, reference};
+
+/// An element-wise activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// Identity.
+    #[default]
+    None,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// GELU with the error function.
+    Gelu,
+    /// GELU by tanh.
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`, as in CLIP.
+    QuickGelu,
+}
+
+/// What is done to a product before it is stored: `activation(x + bias) + residual`.
+#[derive(Debug, Clone)]
+pub struct Epilogue<const D: usize> {
+    /// Added per output channel.
+    pub bias: Option<Tensor<1>>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Added last; has the output's shape.
+    pub residual: Option<Tensor<D>>,
+}
+
+impl<const D: usize> Default for Epilogue<D> {
+    fn default() -> Self {
+        Epilogue {
+            bias: None,
+            activation: Activation::None,
+            residual: None,
+        }
+    }
+}
+
+/// Geometry of a 2-d convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2dShape {
+    /// Stride in both directions.
+    pub stride: usize,
+    /// Zero padding: top, bottom, left, right.
+    pub padding: [usize; 4],
+    /// Nearest 2x upsampling of the input, folded into the convolution.
+    pub upsample: bool,
+}
+
+impl Conv2dShape {
+    /// Stride 1 and the padding that keeps the size, for an odd kernel.
+    pub fn same(kernel: usize) -> Self {
+        let p = kernel / 2;
+        Conv2dShape {
+            stride: 1,
+            padding: [p; 4],
+            upsample: false,
+        }
+    }
+
+    /// Output height and width for an input of `height` x `width`.
+    pub fn output(&self, height: usize, width: usize, kernel: [usize; 2]) -> [usize; 2] {
+        let scale = if self.upsample { 2 } else { 1 };
+        let [top, bottom, left, right] = self.padding;
+        [
+            (height * scale + top + bottom - kernel[0]) / self.stride + 1,
+            (width * scale + left + right - kernel[1]) / self.stride + 1,
+        ]
+    }
+}
+
+/// Which keys a query may see.
+#[derive(Debug, Clone, Default)]
+pub enum AttentionMask {
+    /// All of them.
+    #[default]
+    None,
+    /// Those at or before its own position.
+    Causal,
+    /// An additive mask `[queries, keys]`, the same for each batch entry and head.
+    Additive(Tensor<2>),
+}
+
+/// `y = activation(x W^T + b) + residual`.
+///
+/// # Shapes
+/// - x: `[.., in]` f32; weight: `[out, in]` in any storage type (PyTorch's `nn.Linear`)
+/// - output: `[.., out]`
+pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogue<D>) -> Tensor<D> {
+    match flex::linear(&x, &weight, &epilogue) {
+        Some(y) => y,
+        None => reference::linear(x, weight, epilogue),
+    }
+}
+
+/// 2-d convolution, channels last: `activation(conv(x) + bias) + residual`.
+///
+/// # Shapes
+/// - x: `[batch, height, width, in]` f32; weight: `[out, in, kh, kw]` in any storage type
+/// - output: `[batch, height', width', out]`
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    shape: Conv2dShape,
+    epilogue: Epilogue<4>,
+) -> Tensor<4> {
+    match flex::conv2d(&x, &weight, shape, &epilogue) {
+        Some(y) => y,
+        None => reference::conv2d(x, weight, shape, epilogue),
+    }
+}
+
+/// Multi-head scaled dot-product attention: `softmax(q k^T / sqrt(head_dim) + mask) v`.
+///
+/// # Shapes
+/// - q: `[batch, queries, heads * head_dim]`; k, v: `[batch, keys, heads * head_dim]`
+/// - output: as q
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    mask: AttentionMask,
+) -> Tensor<3> {
+    match flex::attention(&q, &k, &v, heads, &mask) {
+        Some(y) => y,
+        None => reference::attention(q, k, v, heads, mask),
+    }
+}
+
+/// Group normalisation over `[batch, .., channels]`, then SiLU when `silu` is set.
+/// Statistics are per batch entry and group of channels, over all positions (PyTorch's `GroupNorm`).
+pub fn group_norm<const D: usize>(
+    x: Tensor<D>,
+    groups: usize,
+    eps: f64,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    silu: bool,
+) -> Tensor<D> {
+    match flex::group_norm(&x, groups, eps, &gamma, &beta, silu) {
+        Some(y) => y,
+        None => reference::group_norm(x, groups, eps, gamma, beta, silu),
+    }
+}
+
+/// Layer normalisation over the last axis (PyTorch's `LayerNorm`).
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    eps: f64,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+) -> Tensor<D> {
+    match flex::layer_norm(&x, eps, &gamma, &beta) {
+        Some(y) => y,
+        None => reference::layer_norm(x, eps, gamma, beta),
+    }
+}
+
+/// An activation, element by element.
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    if activation == Activation::None {
+        return x;
+    }
+    match flex::activate(&x, activation) {
+        Some(y) => y,
+        None => reference::activate(x, activation),
+    }
+}
+
+/// SiLU, `x sigmoid(x)`.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Silu)
+}
+
+/// GEGLU (Shazeer, 2020): the first half of the last axis times the GELU of the second half.
+///
+/// # Shapes
+/// - x: `[.., 2 n]`; output: `[.., n]`
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match flex::geglu(&x) {
+        Some(y) => y,
+        None => reference::geglu(x),
+    }
+}
+
+/// Rows of an embedding table, widened to f32.
+///
+/// # Shapes
+/// - table: `[vocabulary, channels]` in any storage type; ids: one row of ids a batch entry, all
+///   of one length
+/// - output: `[batch, tokens, channels]`
+///
+/// # Panics
+/// When an id is outside the vocabulary, or rows differ in length: the caller's tokenizer and
+/// model are matched when they are loaded.
+pub fn embedding(table: Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
+    match flex::embedding(&table, ids) {
+        Some(y) => y,
+        None => reference::embedding(table, ids),
+    }
+}
+
+/// Sinusoidal timestep embedding (Vaswani et al., 2017; DDPM), as diffusers' `get_timestep_embedding`
+/// with `max_period` 10000 and scale 1.
+///
+/// # Shapes
+/// - timesteps: one a batch entry; output: `[batch, channels]`: cosines first when
+///   `flip_sin_to_cos`, else sines first; a zero column when `channels` is odd
+pub fn timestep_embedding(
+    timesteps: &[f64],
+    channels: usize,
+    flip_sin_to_cos: bool,
+    frequency_shift: f64,
+    device: &Device,
+) -> Tensor<2> {
+    let half = channels / 2;
+    let mut values = vec![0f32; timesteps.len() * channels];
+    for (row, &t) in values.chunks_exact_mut(channels).zip(timesteps) {
+        for i in 0..half {
+            // f32 steps in the reference's order, so that large timesteps round alike.
+            let exponent = -(10000f32.ln()) * i as f32 / (half as f64 - frequency_shift) as f32;
+            let angle = t as f32 * exponent.exp();
+            let (sin, cos) = angle.sin_cos();
+            let (first, second) = if flip_sin_to_cos {
+                (cos, sin)
+            } else {
+                (sin, cos)
+            };
+            row[i] = first;
+            row[half + i] = second;
+        }
+    }
+    let data = burn::tensor::TensorData::new(values, [timesteps.len(), channels]);
+    Tensor::from_data(data, (device, burn::tensor::DType::F32))
+}

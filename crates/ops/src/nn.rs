@@ -1,0 +1,221 @@
+//! The layers that the models are made of. Names of their parameters are PyTorch's, so that a
+//! layer is built by walking a checkpoint's names with [`Params`].
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
+use crate::{OpsError, Params};
+
+/// A fully connected layer; weight `[out, in]`, bias `[out]` (PyTorch's `nn.Linear`).
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`, in its storage type.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`, f32.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    /// Reads `weight` and, when `bias` is set, `bias` at `p`.
+    pub fn load(p: &Params<'_>, input: usize, output: usize, bias: bool) -> Result<Self, OpsError> {
+        Ok(Linear {
+            weight: Param::from_tensor(p.weight("weight", [output, input])?),
+            bias: match bias {
+                true => Some(Param::from_tensor(p.vector("bias", [output])?)),
+                false => None,
+            },
+        })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.forward_with(x, Activation::None, None)
+    }
+
+    /// `activation(x W^T + b) + residual`, in one pass.
+    pub fn forward_with<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Activation,
+        residual: Option<Tensor<D>>,
+    ) -> Tensor<D> {
+        let epilogue = Epilogue {
+            bias: self.bias.as_ref().map(|b| b.val()),
+            activation,
+            residual,
+        };
+        fused::linear(x, self.weight.val(), epilogue)
+    }
+}
+
+/// A 2-d convolution over channels-last activations; weight `[out, in, kh, kw]` (PyTorch's layout).
+#[derive(Module, Debug)]
+pub struct Conv2d {
+    /// `[out, in, kh, kw]`, in its storage type.
+    pub weight: Param<Tensor<4>>,
+    /// `[out]`, f32.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    shape: Conv2dShape,
+}
+
+impl Conv2d {
+    /// Reads `weight` and `bias` at `p`.
+    pub fn load(
+        p: &Params<'_>,
+        input: usize,
+        output: usize,
+        kernel: usize,
+        shape: Conv2dShape,
+    ) -> Result<Self, OpsError> {
+        Self::load_with(p, input, output, kernel, shape, true)
+    }
+
+    /// As [`Conv2d::load`], with or without a bias.
+    pub fn load_with(
+        p: &Params<'_>,
+        input: usize,
+        output: usize,
+        kernel: usize,
+        shape: Conv2dShape,
+        bias: bool,
+    ) -> Result<Self, OpsError> {
+        Ok(Conv2d {
+            weight: Param::from_tensor(p.weight("weight", [output, input, kernel, kernel])?),
+            bias: match bias {
+                true => Some(Param::from_tensor(p.vector("bias", [output])?)),
+                false => None,
+            },
+            shape,
+        })
+    }
+
+    /// `[batch, height, width, in]` to `[batch, height', width', out]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.forward_with(x, Activation::None, None)
+    }
+
+    /// `activation(conv(x) + b) + residual`, in one pass.
+    pub fn forward_with(
+        &self,
+        x: Tensor<4>,
+        activation: Activation,
+        residual: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let epilogue = Epilogue {
+            bias: self.bias.as_ref().map(|b| b.val()),
+            activation,
+            residual,
+        };
+        fused::conv2d(x, self.weight.val(), self.shape, epilogue)
+    }
+}
+
+/// Group normalisation (Wu and He, 2018) over channels-last activations.
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    /// Scale, `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[channels]`.
+    pub bias: Param<Tensor<1>>,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias` at `p`.
+    pub fn load(
+        p: &Params<'_>,
+        groups: usize,
+        channels: usize,
+        eps: f64,
+    ) -> Result<Self, OpsError> {
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            return Err(OpsError::NotDivisible {
+                what: "channels of a group norm by its groups",
+                value: channels,
+                by: groups,
+            });
+        }
+        Ok(GroupNorm {
+            weight: Param::from_tensor(p.vector("weight", [channels])?),
+            bias: Param::from_tensor(p.vector("bias", [channels])?),
+            groups,
+            eps,
+        })
+    }
+
+    /// `[batch, .., channels]` to the same shape.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.run(x, false)
+    }
+
+    /// As [`GroupNorm::forward`], then SiLU, in one pass.
+    pub fn forward_silu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.run(x, true)
+    }
+
+    fn run<const D: usize>(&self, x: Tensor<D>, silu: bool) -> Tensor<D> {
+        let (gamma, beta) = (self.weight.val(), self.bias.val());
+        fused::group_norm(x, self.groups, self.eps, gamma, beta, silu)
+    }
+}
+
+/// Layer normalisation (Ba et al., 2016) over the last axis.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// Scale, `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[channels]`.
+    pub bias: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias` at `p`.
+    pub fn load(p: &Params<'_>, channels: usize, eps: f64) -> Result<Self, OpsError> {
+        Ok(LayerNorm {
+            weight: Param::from_tensor(p.vector("weight", [channels])?),
+            bias: Param::from_tensor(p.vector("bias", [channels])?),
+            eps,
+        })
+    }
+
+    /// `[.., channels]` to the same shape.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        fused::layer_norm(x, self.eps, self.weight.val(), self.bias.val())
+    }
+}
+
+/// An embedding table `[vocabulary, channels]`, in its storage type.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocabulary, channels]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Reads `weight` at `p`.
+    pub fn load(p: &Params<'_>, vocabulary: usize, channels: usize) -> Result<Self, OpsError> {
+        Ok(Embedding {
+            weight: Param::from_tensor(p.weight("weight", [vocabulary, channels])?),
+        })
+    }
+
+    /// Rows for ids: `[batch, tokens, channels]`, f32. See [`fused::embedding`].
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Tensor<3> {
+        fused::embedding(self.weight.val(), ids)
+    }
+}
+
+/// Attention between projected tokens; a thin name for [`fused::attention`].
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    mask: AttentionMask,
+) -> Tensor<3> {
+    fused::attention(q, k, v, heads, mask)
+}

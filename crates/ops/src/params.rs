@@ -1,0 +1,193 @@
+//! Where a layer's parameters come from.
+//!
+//! A [`ParamSource`] gives raw tensors by name: a checkpoint, or an initializer when a model is
+//! trained from scratch. [`Params`] is a place within one, so that a model is built by walking the
+//! names of its checkpoint.
+
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use half::{bf16, f16};
+
+use crate::OpsError;
+
+/// Storage type of a parameter in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Storage {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::F16 | Storage::Bf16 => 2,
+        }
+    }
+
+    fn dtype(self) -> DType {
+        match self {
+            Storage::F32 => DType::F32,
+            Storage::F16 => DType::F16,
+            Storage::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A parameter as a source gives it: refcounted bytes (often a view of a memory-mapped file),
+/// aligned for the element type.
+#[derive(Debug, Clone)]
+pub struct RawTensor {
+    /// Little-endian payload.
+    pub bytes: bytes::Bytes,
+    /// Element type of the payload.
+    pub storage: Storage,
+    /// Shape, in the checkpoint's layout.
+    pub shape: Vec<usize>,
+}
+
+impl RawTensor {
+    /// A raw f32 tensor from values.
+    pub fn from_f32(values: &[f32], shape: &[usize]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        RawTensor {
+            bytes: bytes.into(),
+            storage: Storage::F32,
+            shape: shape.to_vec(),
+        }
+    }
+}
+
+/// Gives parameters by their full dotted name.
+pub trait ParamSource {
+    /// The tensor `name` of shape `shape`; the source records and reports absences and mismatches.
+    ///
+    /// # Errors
+    /// When the tensor is missing or has another shape or an unusable storage type.
+    fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<RawTensor, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Whether the source has a tensor of that name.
+    fn has(&self, name: &str) -> bool;
+}
+
+/// A place in a [`ParamSource`]: a name prefix and the device that tensors go to.
+#[derive(Clone)]
+pub struct Params<'a> {
+    source: &'a dyn ParamSource,
+    path: String,
+    device: Device,
+}
+
+impl<'a> Params<'a> {
+    /// The root of a source.
+    pub fn new(source: &'a dyn ParamSource, device: &Device) -> Self {
+        Params {
+            source,
+            path: String::new(),
+            device: device.clone(),
+        }
+    }
+
+    /// The place `name` below this one (`name` may hold dots).
+    pub fn at(&self, name: impl AsRef<str>) -> Params<'a> {
+        Params {
+            source: self.source,
+            path: self.name(name.as_ref()),
+            device: self.device.clone(),
+        }
+    }
+
+    /// Full name of `name` below this place.
+    pub fn name(&self, name: &str) -> String {
+        if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.path)
+        }
+    }
+
+    /// The device that tensors go to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether there is a tensor `name` below this place.
+    pub fn has(&self, name: &str) -> bool {
+        self.source.has(&self.name(name))
+    }
+
+    fn raw(&self, name: &str, shape: &[usize]) -> Result<(String, RawTensor), OpsError> {
+        let full = self.name(name);
+        let raw = self.source.tensor(&full, shape).map_err(OpsError::Source)?;
+        if raw.shape != shape {
+            return Err(OpsError::Shape {
+                name: full,
+                found: raw.shape,
+                expected: shape.to_vec(),
+            });
+        }
+        let expected = shape.iter().product::<usize>() * raw.storage.size();
+        if raw.bytes.len() != expected {
+            return Err(OpsError::Length {
+                name: full,
+                found: raw.bytes.len(),
+                expected,
+            });
+        }
+        Ok((full, raw))
+    }
+
+    /// A weight in its storage type, with no copy of the payload where it is aligned.
+    pub fn weight<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<D>, OpsError> {
+        let (_, raw) = self.raw(name, &shape)?;
+        let dtype = raw.storage.dtype();
+        let aligned = (raw.bytes.as_ptr() as usize).is_multiple_of(raw.storage.size());
+        let bytes = if aligned {
+            Bytes::from_shared(raw.bytes, burn::tensor::AllocationProperty::File)
+        } else {
+            Bytes::from_bytes_vec(raw.bytes.to_vec())
+        };
+        let data = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
+        Ok(Tensor::from_data(data, (&self.device, dtype)))
+    }
+
+    /// A small parameter (bias, norm, position) widened to f32.
+    pub fn vector<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<D>, OpsError> {
+        let (_, raw) = self.raw(name, &shape)?;
+        let values: Vec<f32> = match raw.storage {
+            Storage::F32 => raw
+                .bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            Storage::F16 => raw
+                .bytes
+                .chunks_exact(2)
+                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+            Storage::Bf16 => raw
+                .bytes
+                .chunks_exact(2)
+                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+        };
+        let data = TensorData::new(values, shape.to_vec());
+        Ok(Tensor::from_data(data, (&self.device, DType::F32)))
+    }
+}

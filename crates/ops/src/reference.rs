@@ -1,0 +1,153 @@
+//! The plain references: burn operations only. They run on every device and under autodiff.
+
+use burn::tensor::{
+    DType, FloatDType, Int, Tensor, TensorData, activation, module,
+    ops::{AttentionModuleOptions, ConvOptions, InterpolateMode, InterpolateOptions},
+};
+
+use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
+
+fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if x.dtype() == DType::F32 {
+        x
+    } else {
+        x.cast(FloatDType::F32)
+    }
+}
+
+fn finish<const D: usize>(y: Tensor<D>, epilogue: Epilogue<D>) -> Tensor<D> {
+    let y = match epilogue.bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    };
+    let y = activate(y, epilogue.activation);
+    match epilogue.residual {
+        Some(residual) => y + residual,
+        None => y,
+    }
+}
+
+/// See [`crate::fused::linear`].
+pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogue<D>) -> Tensor<D> {
+    let y = module::linear(x, widen(weight).transpose(), None);
+    finish(y, epilogue)
+}
+
+/// See [`crate::fused::conv2d`].
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    shape: Conv2dShape,
+    epilogue: Epilogue<4>,
+) -> Tensor<4> {
+    let mut x = x.permute([0, 3, 1, 2]);
+    if shape.upsample {
+        let [_, _, h, w] = x.dims();
+        x = module::interpolate(
+            x,
+            [2 * h, 2 * w],
+            InterpolateOptions::new(InterpolateMode::Nearest),
+        );
+    }
+    let [top, bottom, left, right] = shape.padding;
+    let mut options = ConvOptions::new([shape.stride; 2], [0, 0], [1, 1], 1);
+    options.padding = [(top, bottom), (left, right)];
+    let y = module::conv2d(x, widen(weight), None, options);
+    finish(y.permute([0, 2, 3, 1]), epilogue)
+}
+
+/// See [`crate::fused::attention`].
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    mask: AttentionMask,
+) -> Tensor<3> {
+    let [batch, queries, channels] = q.dims();
+    let keys = k.dims()[1];
+    let split = |t: Tensor<3>| {
+        let [b, n, c] = t.dims();
+        t.reshape([b, n, heads, c / heads]).swap_dims(1, 2)
+    };
+    let mut options = AttentionModuleOptions::default();
+    let bias = match mask {
+        AttentionMask::None => None,
+        AttentionMask::Causal => {
+            options.is_causal = true;
+            None
+        }
+        AttentionMask::Additive(m) => Some(
+            m.reshape([1, 1, queries, keys])
+                .expand([batch, heads, queries, keys]),
+        ),
+    };
+    module::attention(split(q), split(k), split(v), None, bias, options)
+        .swap_dims(1, 2)
+        .reshape([batch, queries, channels])
+}
+
+/// See [`crate::fused::group_norm`].
+pub fn group_norm<const D: usize>(
+    x: Tensor<D>,
+    groups: usize,
+    eps: f64,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    silu: bool,
+) -> Tensor<D> {
+    let dims = x.dims();
+    let (batch, channels) = (dims[0], dims[D - 1]);
+    let positions: usize = dims[1..D - 1].iter().product();
+    let size = channels / groups;
+    let grouped = x
+        .reshape([batch, positions, groups, size])
+        .swap_dims(1, 2)
+        .reshape([batch, groups, positions * size]);
+    let (var, mean) = grouped.clone().var_mean_bias(2);
+    let normed = ((grouped - mean) / (var + eps).sqrt())
+        .reshape([batch, groups, positions, size])
+        .swap_dims(1, 2)
+        .reshape(dims);
+    let y = normed * gamma.unsqueeze() + beta.unsqueeze();
+    if silu { activation::silu(y) } else { y }
+}
+
+/// See [`crate::fused::layer_norm`].
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    eps: f64,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+) -> Tensor<D> {
+    let (var, mean) = x.clone().var_mean_bias(D - 1);
+    (x - mean) / (var + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+}
+
+/// See [`crate::fused::activate`].
+pub fn activate<const D: usize>(x: Tensor<D>, kind: Activation) -> Tensor<D> {
+    match kind {
+        Activation::None => x,
+        Activation::Silu => activation::silu(x),
+        Activation::Gelu => activation::gelu(x),
+        Activation::GeluTanh => activation::gelu_approximate(x),
+        Activation::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
+    }
+}
+
+/// See [`crate::fused::geglu`].
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let n = x.dims()[D - 1] / 2;
+    let value = x.clone().narrow(D - 1, 0, n);
+    let gate = x.narrow(D - 1, n, n);
+    value * activation::gelu(gate)
+}
+
+/// See [`crate::fused::embedding`].
+pub fn embedding(table: Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
+    let tokens = ids.first().map_or(0, Vec::len);
+    let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
+    let data = TensorData::new(flat, [ids.len(), tokens]);
+    let indices = Tensor::<2, Int>::from_data(data, (&table.device(), DType::I32));
+    widen(module::embedding(table, indices))
+}
