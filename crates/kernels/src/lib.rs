@@ -1,1 +1,29 @@
 //! CPU kernels of Aquatint: slices and strides, SIMD, threads.
+//!
+//! This crate knows no tensor type, no file and no model. Activations are `f32` and channels last
+//! (`[batch, height, width, channels]` or `[batch, tokens, channels]`); weights keep PyTorch's layouts
+//! and their storage type, and are widened while they are packed.
+//!
+//! Every function is safe: it checks lengths and strides and returns [`KernelError`] when a slice is
+//! too short for the shape. Work is split over the *current* rayon pool, so that the caller decides
+//! about threads by `pool.install(..)`; small problems stay on the calling thread.
+//!
+//! [`reference`](mod@reference) holds a naive version of every kernel, with `f64` accumulation.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod error;
+mod gemm;
+mod norm;
+pub mod reference;
+mod threads;
+
+pub use attention::{Attention, HeadsRef, Mask, attention};
+pub use conv::{Conv2d, ConvAlgorithm, Padding, conv2d};
+pub use elementwise::{
+    TimestepEmbedding, activate, add, geglu, softmax_rows, timestep_embedding, upsample_nearest,
+};
+pub use error::KernelError;
+pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
+pub use norm::{GroupNorm, LayerNorm, RmsNorm, group_norm, layer_norm, rms_norm};

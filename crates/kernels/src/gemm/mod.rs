@@ -1,0 +1,267 @@
+//! Matrix products with a fused epilogue: `C = activation(A * B + bias) + residual`.
+
+use half::{bf16, f16};
+
+use crate::error::{KernelError, at_least, exactly, extent};
+
+mod driver;
+
+/// A batch of row-major `f32` matrices: element `(b, i, j)` is `data[b * batch_stride + i * row_stride + j]`.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Elements from one matrix to the next; 0 shares one matrix among the batch.
+    pub batch_stride: usize,
+}
+
+impl<'a> MatRef<'a> {
+    /// One matrix, or one shared by the whole batch, with rows of `cols` elements and no gaps.
+    pub fn new(data: &'a [f32], cols: usize) -> Self {
+        Self {
+            data,
+            row_stride: cols,
+            batch_stride: 0,
+        }
+    }
+
+    pub(crate) fn row(&self, batch: usize, i: usize, cols: usize) -> &'a [f32] {
+        &self.data[batch * self.batch_stride + i * self.row_stride..][..cols]
+    }
+}
+
+/// The output's side of [`MatRef`]; rows and matrices must not overlap.
+#[derive(Debug)]
+pub struct MatMut<'a> {
+    /// The elements; those between rows are left alone.
+    pub data: &'a mut [f32],
+    /// Elements from one row to the next; at least the number of columns.
+    pub row_stride: usize,
+    /// Elements from one matrix to the next; ignored when the batch is 1.
+    pub batch_stride: usize,
+}
+
+impl<'a> MatMut<'a> {
+    /// `batch` matrices of `rows` x `cols` with no gaps.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self {
+            data,
+            row_stride: cols,
+            batch_stride: rows.saturating_mul(cols),
+        }
+    }
+}
+
+/// Elements of a right-hand side or a weight, in their storage type.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum RhsData<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// bfloat16.
+    BF16(&'a [bf16]),
+}
+
+impl RhsData<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(d) => d.len(),
+            Self::F16(d) => d.len(),
+            Self::BF16(d) => d.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element `i`, widened. For oracles and small loops.
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F32(d) => d[i],
+            Self::F16(d) => d[i].to_f32(),
+            Self::BF16(d) => d[i].to_f32(),
+        }
+    }
+}
+
+/// How a right-hand side lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RhsLayout {
+    /// `[n, k]`: a row holds the weights of one output, as in PyTorch's `Linear` (`C = A * B^T`).
+    RowsAreOutputs,
+    /// `[k, n]`: the ordinary product (`C = A * B`).
+    RowsAreInner,
+}
+
+/// The right-hand side of a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Rhs<'a> {
+    /// The elements.
+    pub data: RhsData<'a>,
+    /// Which index a row stands for.
+    pub layout: RhsLayout,
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Elements from one matrix to the next; 0 shares one matrix among the batch.
+    pub batch_stride: usize,
+}
+
+impl<'a> Rhs<'a> {
+    /// A PyTorch `Linear` weight `[n, k]` with no gaps, shared by the batch.
+    pub fn weight(data: RhsData<'a>, k: usize) -> Self {
+        Self {
+            data,
+            layout: RhsLayout::RowsAreOutputs,
+            row_stride: k,
+            batch_stride: 0,
+        }
+    }
+
+    /// A `[k, n]` matrix with no gaps, shared by the batch.
+    pub fn inner(data: RhsData<'a>, n: usize) -> Self {
+        Self {
+            data,
+            layout: RhsLayout::RowsAreInner,
+            row_stride: n,
+            batch_stride: 0,
+        }
+    }
+
+    /// The same with one matrix every `batch_stride` elements.
+    pub fn batched(self, batch_stride: usize) -> Self {
+        Self {
+            batch_stride,
+            ..self
+        }
+    }
+}
+
+/// An element-wise function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// `x`
+    #[default]
+    None,
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`
+    Gelu,
+    /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
+}
+
+/// What happens to a product before it is stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added to every row, `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Added last; shape of the output.
+    pub residual: Option<MatRef<'a>>,
+}
+
+/// One batch of products `C[m, n] = activation(A[m, k] * B + bias) + residual`.
+#[derive(Debug)]
+pub struct Gemm<'a> {
+    /// Number of products.
+    pub batch: usize,
+    /// Rows of A and C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Columns of A.
+    pub k: usize,
+    /// Left-hand side, `[m, k]`.
+    pub a: MatRef<'a>,
+    /// Right-hand side.
+    pub b: Rhs<'a>,
+    /// Output, `[m, n]`; every element is overwritten.
+    pub c: MatMut<'a>,
+    /// Bias, activation and residual.
+    pub epilogue: Epilogue<'a>,
+}
+
+impl Gemm<'_> {
+    pub(crate) fn check(&self) -> Result<(), KernelError> {
+        let Self {
+            batch,
+            m,
+            n,
+            k,
+            a,
+            b,
+            c,
+            epilogue,
+        } = self;
+        let (batch, m, n, k) = (*batch, *m, *n, *k);
+        if batch == 0 || m == 0 || n == 0 {
+            return Ok(());
+        }
+        if m > 1 && c.row_stride < n {
+            return Err(KernelError::Stride {
+                what: "c rows",
+                expected: n,
+                found: c.row_stride,
+            });
+        }
+        let matrix = extent(&[(m, c.row_stride), (n, 1)]);
+        if batch > 1 && c.batch_stride < matrix {
+            let found = c.batch_stride;
+            return Err(KernelError::Stride {
+                what: "c matrices",
+                expected: matrix,
+                found,
+            });
+        }
+        at_least(
+            "c",
+            c.data.len(),
+            extent(&[(batch, c.batch_stride), (m, c.row_stride), (n, 1)]),
+        )?;
+        at_least(
+            "a",
+            a.data.len(),
+            extent(&[(batch, a.batch_stride), (m, a.row_stride), (k, 1)]),
+        )?;
+        let (rows, cols) = match b.layout {
+            RhsLayout::RowsAreOutputs => (n, k),
+            RhsLayout::RowsAreInner => (k, n),
+        };
+        at_least(
+            "b",
+            b.data.len(),
+            extent(&[(batch, b.batch_stride), (rows, b.row_stride), (cols, 1)]),
+        )?;
+        if let Some(bias) = epilogue.bias {
+            exactly("bias", bias.len(), n)?;
+        }
+        if let Some(r) = epilogue.residual {
+            let need = extent(&[(batch, r.batch_stride), (m, r.row_stride), (n, 1)]);
+            at_least("residual", r.data.len(), need)?;
+        }
+        Ok(())
+    }
+}
+
+/// Computes a batch of products, see [`Gemm`]. With `k == 0` the product is zero and the epilogue still
+/// applies.
+///
+/// # Errors
+/// [`KernelError`] when a slice is too short for its shape or the output's rows overlap.
+pub fn gemm(gemm: Gemm<'_>) -> Result<(), KernelError> {
+    gemm.check()?;
+    if gemm.batch > 0 && gemm.m > 0 && gemm.n > 0 {
+        driver::run(gemm);
+    }
+    Ok(())
+}
