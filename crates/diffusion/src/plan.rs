@@ -1,0 +1,273 @@
+//! A run, laid out before it starts: the noise levels that it visits and what it will cost.
+
+use crate::beta::NoiseSchedule;
+use crate::config::SchedulerConfig;
+use crate::error::Error;
+use crate::level::Level;
+use crate::prediction::Prediction;
+use crate::sampler::{Frame, SamplerInfo};
+use crate::spacing::Curve;
+
+/// The noise levels of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Where it starts; the network is called here.
+    pub from: Level,
+    /// Where it ends.
+    pub to: Level,
+}
+
+/// Which sigmas a run visits.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Sigmas<'a> {
+    /// What the scheduler configuration says, its `use_*_sigmas` flags included.
+    #[default]
+    Config,
+    /// The sigmas of the training steps, whatever the configuration's flags say.
+    Normal,
+    /// The curve of Karras et al. (2022), as the sampler's diffusers class lays it.
+    Karras,
+    /// Evenly in the logarithm, as the sampler's diffusers class lays it.
+    Exponential,
+    /// Quantiles of a Beta distribution, as the sampler's diffusers class lays it.
+    Beta,
+    /// These, noise over signal, falling; one more than there are steps.
+    Given(&'a [f64]),
+}
+
+/// A run of a sampler, ready to start.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The sampler.
+    pub info: &'static SamplerInfo,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// The configuration that the plan was made from.
+    pub config: SchedulerConfig,
+    /// The network's noise schedule.
+    pub schedule: NoiseSchedule,
+    /// The initial latent is standard normal noise times this.
+    pub init_noise_sigma: f64,
+    /// The steps, from noise to picture.
+    pub steps: Vec<Step>,
+    /// Number of steps before [`with_strength`](Self::with_strength) left some out; rules for short
+    /// runs look at this.
+    pub full_len: usize,
+    /// Training steps between two visited ones where the levels are training steps, else 0.
+    pub stride: usize,
+}
+
+impl Plan {
+    /// Lays out `steps` steps of a sampler on a scheduler configuration.
+    ///
+    /// With [`Sigmas::Config`] this is what `TheScheduler.from_config(config).set_timesteps(steps)`
+    /// gives, where `TheScheduler` is the diffusers class that the sampler stands for.
+    ///
+    /// # Errors
+    /// Too few or too many steps; a configuration that the sampler cannot follow; sigmas that do not
+    /// fall.
+    pub fn new(
+        info: &'static SamplerInfo,
+        config: &SchedulerConfig,
+        steps: usize,
+        sigmas: Sigmas<'_>,
+    ) -> Result<Self, Error> {
+        (info.check)(info, config)?;
+        let schedule = info.noise_schedule(config)?;
+        let most = info.most_steps(config, schedule.len());
+        if steps == 0 || steps > most {
+            let hint = if steps == 0 {
+                "ask for at least one"
+            } else {
+                "ask for fewer, or take another sampler"
+            };
+            return Err(Error::Steps {
+                steps,
+                sampler: info.name,
+                most,
+                hint,
+            });
+        }
+        let layout = Layout {
+            info,
+            config,
+            schedule: &schedule,
+            n: steps,
+        };
+        let (steps, stride) = match sigmas {
+            Sigmas::Config => layout.own(Curve::of(config))?,
+            Sigmas::Normal => layout.own(Curve::Training)?,
+            Sigmas::Karras => layout.own(Curve::Karras)?,
+            Sigmas::Exponential => layout.own(Curve::Exponential)?,
+            Sigmas::Beta => layout.own(Curve::Beta)?,
+            Sigmas::Given(sigmas) => (layout.given(sigmas)?, 0),
+        };
+        let prediction = config.prediction();
+        if prediction == Prediction::Epsilon && steps.iter().any(|s| s.from.alpha == 0.0) {
+            return Err(Error::Unsupported {
+                found:
+                    "epsilon prediction with zero terminal SNR and a step where no signal is left"
+                        .into(),
+                sampler: info.name,
+                hint: "such models predict v; set prediction_type to v_prediction",
+            });
+        }
+        let init_noise_sigma = init_noise_sigma(info, config, &steps);
+        Ok(Self {
+            info,
+            prediction,
+            config: config.clone(),
+            schedule,
+            init_noise_sigma,
+            full_len: steps.len(),
+            steps,
+            stride,
+        })
+    }
+
+    /// Leaves out the first steps so that a run starts from a noised picture: `strength` 1 keeps all,
+    /// 0.5 the last half, as diffusers' image-to-image pipelines count. [`noised`](Self::noised)
+    /// gives the start.
+    ///
+    /// # Errors
+    /// A strength outside of 0 to 1, or so small that no step is left.
+    pub fn with_strength(mut self, strength: f64) -> Result<Self, Error> {
+        let keep = (self.full_len as f64 * strength) as usize;
+        if !(0.0..=1.0).contains(&strength) || keep == 0 {
+            return Err(Error::Option {
+                option: "denoising strength",
+                found: strength,
+                expected: "0 to 1, and at least 1 / steps",
+            });
+        }
+        self.steps.drain(..self.full_len - keep);
+        Ok(self)
+    }
+
+    /// The initial latent of a run from pure noise, `noise · init_noise_sigma`.
+    pub fn initial(&self, noise: &[f32]) -> Vec<f32> {
+        let scale = self.init_noise_sigma as f32;
+        noise.iter().map(|n| n * scale).collect()
+    }
+
+    /// The initial latent of a run from a picture: `clean` noised to the first level.
+    pub fn noised(&self, clean: &[f32], noise: &[f32]) -> Vec<f32> {
+        self.steps
+            .first()
+            .map_or_else(|| clean.to_vec(), |step| step.from.add_noise(clean, noise))
+    }
+
+    /// Number of steps.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether there is nothing to do. Never so for a plan made by [`new`](Self::new).
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Noise over signal at the start of each step and at the end of the last.
+    pub fn sigmas(&self) -> Vec<f64> {
+        let end = self.steps.last().map(|step| step.to.ratio());
+        self.steps
+            .iter()
+            .map(|step| step.from.ratio())
+            .chain(end)
+            .collect()
+    }
+
+    /// Number of network calls of the whole run (a batch of prompts counts once): exact, except for
+    /// the adaptive sampler, where it is a usual number.
+    pub fn network_calls(&self) -> usize {
+        (self.info.calls)(self)
+    }
+
+    /// Whether the run ends with no noise left.
+    pub fn ends_clean(&self) -> bool {
+        self.steps.last().is_some_and(|step| step.to.is_clean())
+    }
+
+    /// The level with this noise over signal, in the sampler's own form, the time interpolated.
+    pub fn level_at(&self, sigma: f64) -> Level {
+        self.info
+            .frame
+            .level(sigma, self.schedule.sigma_to_timestep(sigma))
+    }
+}
+
+/// What a layout is made from.
+pub(crate) struct Layout<'a> {
+    pub info: &'static SamplerInfo,
+    pub config: &'a SchedulerConfig,
+    pub schedule: &'a NoiseSchedule,
+    pub n: usize,
+}
+
+impl Layout<'_> {
+    /// The steps as the sampler's diffusers class lays them, and their stride.
+    fn own(&self, curve: Curve) -> Result<(Vec<Step>, usize), Error> {
+        if curve != Curve::Training && !self.info.has_curves() {
+            // The scheduler class has no such option, and from_config drops it.
+            return Ok(self.info.lay(self, Curve::Training));
+        }
+        Ok(self.info.lay(self, curve))
+    }
+
+    /// Steps over given sigmas.
+    fn given(&self, sigmas: &[f64]) -> Result<Vec<Step>, Error> {
+        let bad = |found: String| Err(Error::Sigmas { found });
+        if sigmas.len() != self.n + 1 {
+            return bad(format!("{} values for {} steps", sigmas.len(), self.n));
+        }
+        if let Some(i) = sigmas.iter().position(|s| !s.is_finite() || *s < 0.0) {
+            return bad(format!("sigma {} at {i}", sigmas[i]));
+        }
+        if let Some(i) = sigmas.windows(2).position(|pair| pair[1] >= pair[0]) {
+            return bad(format!(
+                "sigma {} after {} at {}",
+                sigmas[i + 1],
+                sigmas[i],
+                i + 1
+            ));
+        }
+        let times: Vec<f64> = sigmas[..self.n]
+            .iter()
+            .map(|&s| self.schedule.sigma_to_timestep(s))
+            .collect();
+        Ok(self.steps(sigmas, &times))
+    }
+
+    /// Steps between consecutive sigmas in the sampler's own form.
+    pub fn steps(&self, sigmas: &[f64], times: &[f64]) -> Vec<Step> {
+        let frame = self.info.frame;
+        let level = |i: usize| {
+            let time = times
+                .get(i)
+                .copied()
+                .unwrap_or_else(|| self.schedule.sigma_to_timestep(sigmas[i]));
+            frame.level(sigmas[i], time)
+        };
+        (0..self.n)
+            .map(|i| Step {
+                from: level(i),
+                to: level(i + 1),
+            })
+            .collect()
+    }
+}
+
+/// diffusers' `init_noise_sigma`.
+fn init_noise_sigma(info: &SamplerInfo, config: &SchedulerConfig, steps: &[Step]) -> f64 {
+    use crate::config::TimestepSpacing::{Leading, Linspace};
+    if info.frame == Frame::Preserving {
+        return 1.0;
+    }
+    let max = steps.iter().map(|step| step.from.sigma).fold(0.0, f64::max);
+    match config.timestep_spacing.unwrap_or(Linspace) {
+        // Where the first step is not the noisiest of training, the picture's own variance is added.
+        Leading => (max * max + 1.0).sqrt(),
+        _ => max,
+    }
+}
