@@ -1,1 +1,26 @@
 //! Weight files of Aquatint: files to named tensors and back.
+//!
+//! A file is mapped, not read: [`WeightFile::open`] touches the header only, and a [`TensorView`] is a
+//! counted reference into the mapping, in the storage type of the file.
+
+#![deny(unsafe_code)]
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "weight files are little-endian and are used in place; big-endian machines need a copying reader"
+);
+
+mod dtype;
+mod error;
+mod file;
+mod formats;
+mod mmap;
+pub mod safetensors;
+mod view;
+
+pub use dtype::DType;
+pub use error::Error;
+pub use file::WeightFile;
+pub use formats::{FORMATS, Format, Opener};
+pub use mmap::map_file;
+pub use view::TensorView;
