@@ -15,6 +15,7 @@ mod math;
 pub mod noise;
 pub mod plan;
 pub mod prediction;
+pub mod rng;
 pub mod sampler;
 mod spacing;
 mod special;
