@@ -10,17 +10,29 @@ compile_error!(
     "weight files are little-endian and are used in place; big-endian machines need a copying reader"
 );
 
+mod component;
 mod dtype;
 mod error;
 mod file;
 mod formats;
+mod loader;
 mod mmap;
+mod remap;
+mod report;
 pub mod safetensors;
+mod scan;
+mod set;
+mod strict;
 mod view;
 
 pub use dtype::DType;
 pub use error::Error;
 pub use file::WeightFile;
 pub use formats::{FORMATS, Format, Opener};
+pub use loader::Loader;
 pub use mmap::map_file;
+pub use remap::{Remap, Reshape, Slice};
+pub use report::{Applied, LoadReport, WrongDType, WrongShape};
+pub use scan::{check_finite, first_non_finite};
+pub use set::{TensorInfo, WeightSet};
 pub use view::TensorView;

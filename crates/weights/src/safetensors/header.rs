@@ -3,6 +3,7 @@
 use super::{MAX_AXES, MAX_HEADER};
 use crate::DType;
 use crate::error::Name;
+use crate::strict::Texts;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -398,39 +399,6 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         }
         header.metadata = metadata.flatten().map(|t| t.0).unwrap_or_default();
         Ok(header)
-    }
-}
-
-/// An object of strings without repeated keys.
-struct Texts(BTreeMap<String, String>);
-
-impl<'de> de::Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Texts, D::Error> {
-        deserializer.deserialize_map(TextsVisitor)
-    }
-}
-
-struct TextsVisitor;
-
-impl<'de> Visitor<'de> for TextsVisitor {
-    type Value = Texts;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of strings")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Texts, A::Error> {
-        let mut texts = BTreeMap::new();
-        while let Some((key, value)) = map.next_entry::<String, String>()? {
-            if texts.contains_key(&key) {
-                return Err(de::Error::custom(format_args!(
-                    "key {} is there twice",
-                    Name(&key)
-                )));
-            }
-            texts.insert(key, value);
-        }
-        Ok(Texts(texts))
     }
 }
 

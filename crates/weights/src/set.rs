@@ -1,0 +1,324 @@
+//! One or many files as one name space.
+
+use crate::remap::Turn;
+use crate::{DType, Error, Remap, TensorView, WeightFile, component};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Type and shape of a tensor, without its bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorInfo {
+    /// How the elements are stored.
+    pub dtype: DType,
+    /// Axis lengths, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// The tensors of one component or model: one file or many, under the names that its reader expects.
+///
+/// Cheap to clone in bytes (the files are shared), not in names. Renaming and scoping make new sets and
+/// touch no tensor.
+#[derive(Clone, Debug)]
+pub struct WeightSet {
+    path: PathBuf,
+    files: Vec<Arc<WeightFile>>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    file: usize,
+    /// Place in the file's table.
+    tensor: usize,
+    /// What key maps do to it, first to last.
+    turns: Vec<Turn>,
+    info: TensorInfo,
+}
+
+impl WeightSet {
+    /// Opens one weight file, or all the shards of a `*.safetensors.index.json`.
+    ///
+    /// # Errors
+    ///
+    /// As [`WeightFile::open`]; for an index also a damaged one, missing shards, and tensors that the
+    /// shards do not hold.
+    pub fn open(path: impl AsRef<Path>) -> Result<WeightSet, Error> {
+        let path = path.as_ref();
+        match path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"))
+        {
+            true => component::open_index(path),
+            false => WeightFile::open(path).map(WeightSet::from),
+        }
+    }
+
+    /// Opens a component of a model folder: the file `STEM.safetensors` or its shards, for the first of
+    /// the stems that has any. Without a variant that is the file with no suffix, else the only variant
+    /// there is; with one it is `STEM.VARIANT.safetensors`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoWeights`] or [`Error::Variant`], which list what is there; and as [`WeightSet::open`].
+    pub fn open_component(
+        folder: impl AsRef<Path>,
+        stems: &[&str],
+        variant: Option<&str>,
+    ) -> Result<WeightSet, Error> {
+        component::open_component(folder.as_ref(), stems, variant)
+    }
+
+    /// Several files as one name space; `path` stands for all of them in messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] when two files hold one name.
+    pub fn from_files(
+        path: impl Into<PathBuf>,
+        files: Vec<WeightFile>,
+    ) -> Result<WeightSet, Error> {
+        let mut set = WeightSet {
+            path: path.into(),
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        for file in files {
+            set = set.merged(&WeightSet::from(file))?;
+        }
+        Ok(set)
+    }
+
+    /// The file, index or folder that stands for the set in messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that back the set.
+    pub fn files(&self) -> &[Arc<WeightFile>] {
+        &self.files
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Every name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Every name with its type and shape, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.entries.iter().map(|(n, e)| (n.as_str(), &e.info))
+    }
+
+    /// Whether that name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Whether any name starts so.
+    pub fn has_prefix(&self, prefix: &str) -> bool {
+        self.under(prefix).next().is_some()
+    }
+
+    fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Entry)> {
+        self.entries
+            .range(prefix.to_string()..)
+            .take_while(move |(n, _)| n.starts_with(prefix))
+    }
+
+    /// Type and shape of a tensor, as it will be taken.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.entries.get(name).map(|e| &e.info)
+    }
+
+    /// Where a tensor comes from: its file, and its name there.
+    pub fn origin(&self, name: &str) -> Option<(&Path, &str)> {
+        let e = self.entries.get(name)?;
+        let file = &self.files[e.file];
+        Some((file.path(), &file.tensors()[e.tensor].name))
+    }
+
+    /// A tensor as a view of its file; a transposed one is a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingTensor`].
+    pub fn get(&self, name: &str) -> Result<TensorView, Error> {
+        let e = self.entries.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            name: name.into(),
+        })?;
+        let mut view = self.files[e.file].tensors()[e.tensor].clone();
+        for turn in &e.turns {
+            let shape = view.shape.clone();
+            view = turn
+                .apply(view)
+                .map_err(|problem| self.remap_error(e, shape, problem))?;
+        }
+        Ok(TensorView {
+            name: name.into(),
+            ..view
+        })
+    }
+
+    fn remap_error(&self, e: &Entry, shape: Vec<usize>, problem: String) -> Error {
+        let file = &self.files[e.file];
+        let name = file.tensors()[e.tensor].name.clone();
+        Error::Remap {
+            path: file.path().into(),
+            name,
+            shape,
+            problem,
+        }
+    }
+
+    /// Only the names that start with `prefix`, without it; the others are out of sight.
+    pub fn scoped(&self, prefix: &str) -> WeightSet {
+        let entries = self
+            .under(prefix)
+            .map(|(n, e)| (n[prefix.len()..].to_string(), e.clone()));
+        self.with(entries.collect())
+    }
+
+    /// Only the names that `keep` wants.
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> WeightSet {
+        let entries = self.entries.iter().filter(|(n, _)| keep(n));
+        self.with(entries.map(|(n, e)| (n.clone(), e.clone())).collect())
+    }
+
+    fn with(&self, entries: BTreeMap<String, Entry>) -> WeightSet {
+        WeightSet {
+            path: self.path.clone(),
+            files: self.files.clone(),
+            entries,
+        }
+    }
+
+    /// Every name through `rename`; `None` keeps the name, so that what no map knows is still seen (and
+    /// listed as unused).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] when two tensors get one name.
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Result<WeightSet, Error> {
+        let mut out = self.with(BTreeMap::new());
+        for (name, e) in &self.entries {
+            out.add(rename(name).unwrap_or_else(|| name.clone()), e.clone())?;
+        }
+        Ok(out)
+    }
+
+    /// Every row of a key map whose `from` is here; names that no row mentions are kept as they are. One
+    /// tensor may be the source of several rows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] when two tensors get one name, [`Error::Remap`] when a tensor's shape does
+    /// not allow what its row says.
+    pub fn remapped(&self, rows: &[Remap]) -> Result<WeightSet, Error> {
+        let sources: BTreeSet<&str> = rows.iter().map(|r| r.from.as_str()).collect();
+        let mut out = self.filtered(|name| !sources.contains(name));
+        for row in rows {
+            let Some(e) = self.entries.get(&row.from) else {
+                continue;
+            };
+            let mut e = e.clone();
+            if let Some(turn) = row.turn() {
+                e.info.shape = turn
+                    .shape(e.info.dtype, &e.info.shape)
+                    .map_err(|problem| self.remap_error(&e, e.info.shape.clone(), problem))?;
+                e.turns.push(turn);
+            }
+            out.add(row.to.clone(), e)?;
+        }
+        Ok(out)
+    }
+
+    /// This set and another as one name space, for components that are given as files apart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] when both hold one name.
+    pub fn merged(&self, other: &WeightSet) -> Result<WeightSet, Error> {
+        let mut out = self.clone();
+        let base = out.files.len();
+        out.files.extend(other.files.iter().cloned());
+        for (name, e) in &other.entries {
+            out.add(
+                name.clone(),
+                Entry {
+                    file: base + e.file,
+                    ..e.clone()
+                },
+            )?;
+        }
+        Ok(out)
+    }
+
+    fn add(&mut self, name: String, entry: Entry) -> Result<(), Error> {
+        let Some(old) = self.entries.get(&name) else {
+            self.entries.insert(name, entry);
+            return Ok(());
+        };
+        let place = |e: &Entry| {
+            let file = &self.files[e.file];
+            format!(
+                "{} in {}",
+                file.tensors()[e.tensor].name.escape_debug(),
+                file.path().display()
+            )
+        };
+        let (first, second) = (place(old), place(&entry));
+        Err(Error::Duplicate {
+            path: self.path.clone(),
+            name,
+            first,
+            second,
+        })
+    }
+
+    /// [`WeightFile::check_unchanged`] of every file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] for the first that did.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        self.files.iter().try_for_each(|f| f.check_unchanged())
+    }
+}
+
+impl From<WeightFile> for WeightSet {
+    fn from(file: WeightFile) -> WeightSet {
+        let entry = |(tensor, t): (usize, &TensorView)| {
+            let info = TensorInfo {
+                dtype: t.dtype,
+                shape: t.shape.clone(),
+            };
+            (
+                t.name.clone(),
+                Entry {
+                    file: 0,
+                    tensor,
+                    turns: Vec::new(),
+                    info,
+                },
+            )
+        };
+        let entries = file.tensors().iter().enumerate().map(entry).collect();
+        WeightSet {
+            path: file.path().into(),
+            files: vec![Arc::new(file)],
+            entries,
+        }
+    }
+}
