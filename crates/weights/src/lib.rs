@@ -11,10 +11,12 @@ compile_error!(
 );
 
 mod component;
+mod convert;
 mod dtype;
 mod error;
 mod file;
 mod formats;
+mod inspect;
 mod loader;
 mod mmap;
 mod remap;
@@ -25,14 +27,17 @@ mod set;
 mod strict;
 mod view;
 
+pub use convert::{convert, to_f32_vec};
 pub use dtype::DType;
 pub use error::Error;
 pub use file::WeightFile;
 pub use formats::{FORMATS, Format, Opener};
+pub use inspect::{DTypeRow, FileRow, Inspection, TensorRow};
 pub use loader::Loader;
 pub use mmap::map_file;
 pub use remap::{Remap, Reshape, Slice};
 pub use report::{Applied, LoadReport, WrongDType, WrongShape};
+pub use safetensors::{TensorSpec, Writer};
 pub use scan::{check_finite, first_non_finite};
 pub use set::{TensorInfo, WeightSet};
 pub use view::TensorView;

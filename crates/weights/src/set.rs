@@ -46,10 +46,11 @@ impl WeightSet {
     /// shards do not hold.
     pub fn open(path: impl AsRef<Path>) -> Result<WeightSet, Error> {
         let path = path.as_ref();
-        match path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("json"))
-        {
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        match name.contains(".safetensors.index") && name.ends_with(".json") {
             true => component::open_index(path),
             false => WeightFile::open(path).map(WeightSet::from),
         }

@@ -4,8 +4,10 @@
 //! its errors name neither the tensor nor the numbers; the tests hold that both accept the same files.
 
 mod header;
+mod writer;
 
 pub use header::HeaderProblem;
+pub use writer::{TensorSpec, Writer, write};
 
 use crate::{Error, TensorView, WeightFile};
 use bytes::Bytes;

@@ -1,0 +1,152 @@
+//! Storage types into each other.
+
+use crate::view::aligned_bytes;
+use crate::{DType, Error, TensorView};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// The same tensor stored as `to`, which must be F64, F32, F16 or BF16; the source may be any floating
+/// type. Of the same type it is the same bytes, without a copy.
+///
+/// Widening is exact. Narrowing rounds to the nearest, ties to even, straight from the source type, as
+/// IEEE 754 and PyTorch's `.to()` do: nothing saturates, what is too large for F16 (65520 and more)
+/// becomes an infinity, so that [`crate::first_non_finite`] can find it; what is too small becomes a
+/// subnormal number or zero; a NaN stays one.
+///
+/// # Errors
+///
+/// [`Error::Conversion`] from an integer, or to a type not listed.
+pub fn convert(view: &TensorView, to: DType) -> Result<TensorView, Error> {
+    if view.dtype == to {
+        return Ok(view.clone());
+    }
+    if !view.dtype.is_float() || !matches!(to, DType::F64 | DType::F32 | DType::F16 | DType::Bf16) {
+        return Err(Error::Conversion {
+            name: view.name.clone(),
+            from: view.dtype,
+            to,
+        });
+    }
+    let (source, len) = (view.aligned(), view.len());
+    let bytes = len * to.block_bytes();
+    let data = aligned_bytes(bytes, |out| match to {
+        // `aligned_bytes` starts at a multiple of 8, so none of these casts can fail.
+        DType::F64 => to_f64(&source, bytemuck::cast_slice_mut(out)),
+        DType::F32 => to_f32(&source, bytemuck::cast_slice_mut(out)),
+        DType::F16 => narrow(
+            &source,
+            bytemuck::cast_slice_mut::<u8, f16>(out),
+            f16::from_f64,
+        ),
+        _ => narrow(
+            &source,
+            bytemuck::cast_slice_mut::<u8, bf16>(out),
+            bf16::from_f64,
+        ),
+    });
+    Ok(TensorView {
+        name: view.name.clone(),
+        dtype: to,
+        shape: view.shape.clone(),
+        data,
+    })
+}
+
+/// The elements as f32, rounded to the nearest where they are F64.
+///
+/// # Errors
+///
+/// [`Error::Conversion`] from an integer.
+pub fn to_f32_vec(view: &TensorView) -> Result<Vec<f32>, Error> {
+    if !view.dtype.is_float() {
+        return Err(Error::Conversion {
+            name: view.name.clone(),
+            from: view.dtype,
+            to: DType::F32,
+        });
+    }
+    let mut out = vec![0.0; view.len()];
+    to_f32(&view.aligned(), &mut out);
+    Ok(out)
+}
+
+/// Elements to widen at a time: 16 KiB of f32, which stay in the first cache.
+const BLOCK: usize = 4096;
+
+/// An aligned float tensor to f32.
+fn to_f32(source: &TensorView, out: &mut [f32]) {
+    for (i, block) in out.chunks_mut(BLOCK).enumerate() {
+        widen(source, i * BLOCK, block);
+    }
+}
+
+/// An aligned float tensor, which is none of F64, to f64.
+fn to_f64(source: &TensorView, out: &mut [f64]) {
+    let mut buffer = [0.0; BLOCK];
+    for (i, block) in out.chunks_mut(BLOCK).enumerate() {
+        let buffer = &mut buffer[..block.len()];
+        widen(source, i * BLOCK, buffer);
+        for (o, x) in block.iter_mut().zip(buffer) {
+            *o = f64::from(*x);
+        }
+    }
+}
+
+/// The elements from `at` on to f32, as many as `out` takes.
+fn widen(source: &TensorView, at: usize, out: &mut [f32]) {
+    let size = source.dtype.block_bytes();
+    let bytes = &source.data[at * size..(at + out.len()) * size];
+    match source.dtype {
+        DType::F64 => {
+            for (o, x) in out.iter_mut().zip(bytemuck::cast_slice::<u8, f64>(bytes)) {
+                *o = *x as f32;
+            }
+        }
+        DType::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
+        DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
+        DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
+        DType::F8E4M3 => decode(bytes, out, e4m3),
+        // The upper half of an f16.
+        _ => decode(bytes, out, |b| f16::from_bits(u16::from(b) << 8).to_f32()),
+    }
+}
+
+fn decode(bytes: &[u8], out: &mut [f32], one: impl Fn(u8) -> f32) {
+    let table: [f32; 256] = std::array::from_fn(|b| one(b as u8));
+    for (o, b) in out.iter_mut().zip(bytes) {
+        *o = table[usize::from(*b)];
+    }
+}
+
+/// One E4M3 value: bias 7, subnormals, no infinities, NaN where exponent and mantissa are all ones.
+fn e4m3(b: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(b >> 3 & 15), f32::from(b & 7));
+    let magnitude = match (exponent, b & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if b & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// An aligned float tensor to a half type. F64 goes straight, since by way of f32 it would round twice.
+fn narrow<H>(source: &TensorView, out: &mut [H], from_f64: fn(f64) -> H)
+where
+    [H]: HalfFloatSliceExt,
+{
+    if source.dtype == DType::F64 {
+        for (o, x) in out
+            .iter_mut()
+            .zip(bytemuck::cast_slice::<u8, f64>(&source.data))
+        {
+            *o = from_f64(*x);
+        }
+        return;
+    }
+    let mut buffer = [0.0; BLOCK];
+    for (i, block) in out.chunks_mut(BLOCK).enumerate() {
+        let buffer = &mut buffer[..block.len()];
+        widen(source, i * BLOCK, buffer);
+        block.convert_from_f32_slice(buffer);
+    }
+}
