@@ -17,6 +17,13 @@ pub struct Step {
     pub to: Level,
 }
 
+impl Step {
+    /// Whether the noise stays as it is, as where two visited times round to the same training step.
+    pub fn is_still(&self) -> bool {
+        self.from.sigma == self.to.sigma && self.from.alpha == self.to.alpha
+    }
+}
+
 /// Which sigmas a run visits.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
@@ -208,11 +215,27 @@ pub(crate) struct Layout<'a> {
 impl Layout<'_> {
     /// The steps as the sampler's diffusers class lays them, and their stride.
     fn own(&self, curve: Curve) -> Result<(Vec<Step>, usize), Error> {
-        if curve != Curve::Training && !self.info.has_curves() {
-            // The scheduler class has no such option, and from_config drops it.
-            return Ok(self.info.lay(self, Curve::Training));
+        // A class without curves drops the option in from_config.
+        let curve = if self.info.has_curves() {
+            curve
+        } else {
+            Curve::Training
+        };
+        let (steps, stride) = self.info.lay(self, curve);
+        let ratios = steps.iter().map(|step| step.from.ratio());
+        let falls = ratios.clone().zip(ratios.skip(1)).all(|(a, b)| b <= a);
+        let is_number = |level: Level| level.alpha.is_finite() && level.sigma.is_finite();
+        if falls
+            && steps
+                .iter()
+                .all(|step| is_number(step.from) && is_number(step.to))
+        {
+            return Ok((steps, stride));
         }
-        Ok(self.info.lay(self, curve))
+        Err(Error::Config {
+            found: "numbers that lay sigmas which rise or are not finite".into(),
+            expected: "sigma_min and sigma_max above 0, the second larger",
+        })
     }
 
     /// Steps over given sigmas.
@@ -237,6 +260,19 @@ impl Layout<'_> {
             .map(|&s| self.schedule.sigma_to_timestep(s))
             .collect();
         Ok(self.steps(sigmas, &times))
+    }
+
+    /// Steps between consecutive training steps, to a last level.
+    pub fn chain(&self, times: &[usize], last: Level) -> Vec<Step> {
+        let to = |i: usize| times.get(i + 1).map_or(last, |&t| self.schedule.level(t));
+        times
+            .iter()
+            .enumerate()
+            .map(|(i, &t)| Step {
+                from: self.schedule.level(t),
+                to: to(i),
+            })
+            .collect()
     }
 
     /// Steps between consecutive sigmas in the sampler's own form.

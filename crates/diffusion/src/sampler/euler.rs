@@ -1,6 +1,6 @@
 //! Euler's method, plain and ancestral.
 
-use super::{Context, Sampler};
+use super::{Context, Sampler, ancestral_step};
 use crate::error::Error;
 use crate::math::combine;
 use crate::plan::Step;
@@ -16,5 +16,28 @@ impl Sampler for Euler {
         // x + d · dt, with d = (x - denoised) / sigma and dt = sigma_next - sigma.
         let ratio = to.sigma / from.sigma;
         Ok(combine([(ratio, &x), (1.0 - ratio, &denoised)]))
+    }
+}
+
+/// Euler steps to below the next level, then fresh noise up to it.
+#[derive(Debug)]
+pub(crate) struct EulerAncestral {
+    pub eta: f64,
+    pub s_noise: f64,
+}
+
+impl Sampler for EulerAncestral {
+    fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
+        let Step { from, to } = ctx.plan.steps[i];
+        let denoised = ctx.denoise(&x, from)?;
+        let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
+        let ratio = down / from.sigma;
+        // diffusers draws at the last step too, where the noise counts for nothing.
+        let noise = ctx.noise(x.len());
+        Ok(combine([
+            (ratio, &x),
+            (1.0 - ratio, &denoised),
+            (up * self.s_noise, &noise),
+        ]))
     }
 }

@@ -8,11 +8,32 @@ use crate::level::Level;
 use crate::noise::NoiseSource;
 use crate::plan::Plan;
 
+mod cfg_pp;
 mod ddim;
+mod ddpm;
+mod deis;
+mod dpm2;
+mod dpm_adaptive;
+mod dpmpp_3m_sde;
+mod dpmpp_multistep;
+mod dpmpp_sde;
+mod dpmpp_singlestep;
+mod er_sde;
 mod euler;
+mod heun;
+mod history;
+mod ipndm;
+mod lcm;
+mod lms;
+mod pndm;
+mod res_multistep;
+mod rows;
 mod table;
+mod unipc;
 
-pub use table::{Frame, SAMPLERS, SamplerInfo, find};
+use history::History;
+pub use rows::SAMPLERS;
+pub use table::{Frame, SamplerInfo, find, of_config};
 
 /// What a request may set about a sampler.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,9 +67,11 @@ pub trait Sampler {
         i >= plan.len()
     }
 
-    /// How much of the run is done after `done` steps, 0 to 1.
-    fn fraction(&self, plan: &Plan, done: usize) -> f64 {
-        done as f64 / plan.len().max(1) as f64
+    /// How much of the run is done after `done` steps (one or more), 0 to 1, and the noise over
+    /// signal then.
+    fn position(&self, plan: &Plan, done: usize) -> (f64, f64) {
+        let left = plan.steps[done.min(plan.len()) - 1].to;
+        (done as f64 / plan.len() as f64, left.ratio())
     }
 }
 
@@ -161,8 +184,7 @@ pub fn sample(
         ctx.step = done;
         x = sampler.step(&mut ctx, done, x)?;
         done += 1;
-        let fraction = sampler.fraction(plan, done);
-        let sigma = plan.steps.get(done - 1).map_or(0.0, |step| step.to.ratio());
+        let (fraction, sigma) = sampler.position(plan, done);
         let progress = Progress {
             done,
             steps: plan.len(),
@@ -199,4 +221,14 @@ fn clip(denoised: &mut [f32], range: Option<f64>) {
             .iter_mut()
             .for_each(|d| *d = d.clamp(-range, range));
     }
+}
+
+/// Splits a step of an ancestral sampler: the sigma to step down to, and that of the fresh noise.
+fn ancestral_step(from: f64, to: f64, eta: f64) -> (f64, f64) {
+    let up = (eta
+        * (to * to * (from * from - to * to) / (from * from))
+            .max(0.0)
+            .sqrt())
+    .min(to);
+    ((to * to - up * up).max(0.0).sqrt(), up)
 }

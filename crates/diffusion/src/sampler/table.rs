@@ -1,6 +1,6 @@
-//! The table of samplers. Command line help, API schemas, lists and the conformance suite derive from it.
+//! What the table says of a sampler, and how its steps are laid.
 
-use super::{Sampler, SamplerOptions, ddim, euler};
+use super::{SAMPLERS, Sampler, SamplerOptions};
 use crate::beta::{BetaSchedule, NoiseSchedule};
 use crate::config::{SchedulerConfig, TimestepSpacing};
 use crate::error::Error;
@@ -32,6 +32,9 @@ impl Frame {
 pub(crate) enum Grid {
     Ddpm,
     Ddim,
+    Pndm,
+    Lcm,
+    Tcd,
     Exploding(Exploding),
     Multistep(Multistep),
 }
@@ -66,6 +69,8 @@ pub struct SamplerInfo {
     pub frame: Frame,
     /// Whose trajectory it follows.
     pub reference: &'static str,
+    /// The diffusers scheduler class that it stands for, if there is one.
+    pub class: Option<&'static str>,
     pub(crate) grid: Grid,
     pub(crate) defaults: Defaults,
     pub(crate) calls: fn(&Plan) -> usize,
@@ -81,21 +86,35 @@ impl std::fmt::Debug for SamplerInfo {
     }
 }
 
+/// How many of the steps that a distilled model was taught on are used if a configuration is silent.
+const ORIGINAL_INFERENCE_STEPS: usize = 50;
+
 impl SamplerInfo {
     /// Whether its diffusers class lays the curves karras, exponential and beta itself.
     pub fn has_curves(&self) -> bool {
         match self.grid {
             Grid::Exploding(kind) => kind != Exploding::EulerAncestral,
             Grid::Multistep(_) => true,
-            Grid::Ddpm | Grid::Ddim => false,
+            Grid::Ddpm | Grid::Ddim | Grid::Pndm | Grid::Lcm | Grid::Tcd => false,
         }
     }
 
-    /// The most steps that it takes with a configuration.
-    pub(crate) fn most_steps(&self, _config: &SchedulerConfig, train: usize) -> usize {
-        train
+    /// The most steps that it takes with a configuration of `train` training steps.
+    pub(crate) fn most_steps(&self, config: &SchedulerConfig, train: usize) -> usize {
+        match self.grid {
+            Grid::Lcm | Grid::Tcd => original_steps(config),
+            // One more than asked is spaced, so the stride is of no length at `train` steps.
+            Grid::Multistep(kind)
+                if kind != Multistep::DpmSingle
+                    && config.timestep_spacing == Some(TimestepSpacing::Leading) =>
+            {
+                train - 1
+            }
+            _ => train,
+        }
     }
 
+    /// The noise schedule of a configuration as the sampler's class reads it.
     pub(crate) fn noise_schedule(&self, config: &SchedulerConfig) -> Result<NoiseSchedule, Error> {
         let (kind, start, end) = self.defaults.beta;
         if self.defaults.zero_snr || config.rescale_betas_zero_snr.is_none() {
@@ -116,6 +135,7 @@ impl SamplerInfo {
             n,
             ..
         } = *layout;
+        let clean = Level::preserving(1.0, 0.0);
         match self.grid {
             Grid::Exploding(kind) => {
                 let grid = spacing::exploding_grid(kind, schedule, config, curve, n);
@@ -125,35 +145,57 @@ impl SamplerInfo {
                 let grid = spacing::multistep_grid(kind, schedule, config, curve, n);
                 (layout.steps(&grid.sigmas, &grid.timesteps), 0)
             }
-            Grid::Ddpm => {
-                let times = self.whole_timesteps(layout);
-                let to = |i: usize| {
-                    times
-                        .get(i + 1)
-                        .map_or(Level::preserving(1.0, 0.0), |&t| schedule.level(t))
+            Grid::Ddpm => (
+                layout.chain(&self.whole_timesteps(layout), clean),
+                schedule.len() / n,
+            ),
+            Grid::Ddim => self.strides(layout),
+            Grid::Pndm => {
+                let (mut steps, stride) = self.strides(layout);
+                // The steps of the warm-up end at the next visited time.
+                let warm_up = if config.skip_prk_steps.unwrap_or(false) {
+                    1
+                } else {
+                    3
                 };
-                let steps = (0..n)
-                    .map(|i| Step {
-                        from: schedule.level(times[i]),
-                        to: to(i),
-                    })
-                    .collect();
-                (steps, schedule.len() / n)
+                for i in 0..warm_up.min(n - 1) {
+                    steps[i].to = steps[i + 1].from;
+                }
+                (steps, stride)
             }
-            Grid::Ddim => {
-                // The step's end is a fixed stride away, not the next visited time.
-                let stride = schedule.len() / n;
-                let last = self.final_level(layout);
-                let step = |&t: &usize| Step {
-                    from: schedule.level(t),
-                    to: t.checked_sub(stride).map_or(last, |t| schedule.level(t)),
+            Grid::Lcm | Grid::Tcd => {
+                let times = spacing::distilled_timesteps(schedule.len(), original_steps(config), n);
+                let last = if self.grid == Grid::Lcm {
+                    clean
+                } else {
+                    schedule.level(0)
                 };
-                (
-                    self.whole_timesteps(layout).iter().map(step).collect(),
-                    stride,
-                )
+                (layout.chain(&times, last), 0)
             }
         }
+    }
+
+    /// Steps that end a fixed stride away, which need not be the next visited time.
+    fn strides(&self, layout: &Layout<'_>) -> (Vec<Step>, usize) {
+        let schedule = layout.schedule;
+        let stride = schedule.len() / layout.n;
+        let last = if layout
+            .config
+            .set_alpha_to_one
+            .unwrap_or(self.defaults.alpha_to_one)
+        {
+            Level::preserving(1.0, 0.0)
+        } else {
+            schedule.level(0)
+        };
+        let step = |&t: &usize| Step {
+            from: schedule.level(t),
+            to: t.checked_sub(stride).map_or(last, |t| schedule.level(t)),
+        };
+        (
+            self.whole_timesteps(layout).iter().map(step).collect(),
+            stride,
+        )
     }
 
     fn whole_timesteps(&self, layout: &Layout<'_>) -> Vec<usize> {
@@ -161,25 +203,8 @@ impl SamplerInfo {
             .config
             .timestep_spacing
             .unwrap_or(TimestepSpacing::Leading);
-        spacing::whole_timesteps(
-            spacing,
-            layout.schedule.len(),
-            layout.config.steps_offset.unwrap_or(0),
-            layout.n,
-        )
-    }
-
-    /// Where a step ends that goes past the first training step.
-    fn final_level(&self, layout: &Layout<'_>) -> Level {
-        if layout
-            .config
-            .set_alpha_to_one
-            .unwrap_or(self.defaults.alpha_to_one)
-        {
-            Level::preserving(1.0, 0.0)
-        } else {
-            layout.schedule.level(0)
-        }
+        let offset = layout.config.steps_offset.unwrap_or(0);
+        spacing::whole_timesteps(spacing, layout.schedule.len(), offset, layout.n)
     }
 
     /// The sampler, ready for the first step of a plan.
@@ -207,93 +232,58 @@ impl SamplerInfo {
     }
 }
 
-/// The row of a name or alias; case, `-`, ` ` and `_` do not matter, and `+` reads as `p`.
+pub(super) fn original_steps(config: &SchedulerConfig) -> usize {
+    config
+        .original_inference_steps
+        .unwrap_or(ORIGINAL_INFERENCE_STEPS)
+}
+
+/// The row of a name or alias. Case, `-`, `_` and spaces do not matter, and `+` reads as `p`.
 ///
 /// # Errors
 /// A name that no row has.
 pub fn find(name: &str) -> Result<&'static SamplerInfo, Error> {
     let wanted = normal(name);
-    let row = SAMPLERS.iter().find(|row| {
+    let answers = |row: &&SamplerInfo| {
         normal(row.name) == wanted || row.aliases.iter().any(|alias| normal(alias) == wanted)
-    });
-    row.ok_or_else(|| Error::UnknownSampler {
-        name: name.to_owned(),
-        known: SAMPLERS
-            .iter()
-            .map(|row| row.name)
-            .collect::<Vec<_>>()
-            .join(", "),
-    })
+    };
+    SAMPLERS
+        .iter()
+        .find(answers)
+        .ok_or_else(|| Error::UnknownSampler {
+            name: name.to_owned(),
+            known: SAMPLERS
+                .iter()
+                .map(|row| row.name)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
 }
 
 fn normal(name: &str) -> String {
-    name.chars()
-        .filter(|c| !matches!(c, '-' | '_' | ' '))
-        .map(|c| {
-            if c == '+' {
-                'p'
-            } else {
-                c.to_ascii_lowercase()
-            }
-        })
-        .collect()
+    let kept = name.chars().filter(|c| !matches!(c, '-' | '_' | ' '));
+    kept.map(|c| {
+        if c == '+' {
+            'p'
+        } else {
+            c.to_ascii_lowercase()
+        }
+    })
+    .collect()
 }
 
-const fn linear(start: f64, end: f64, zero_snr: bool, alpha_to_one: bool) -> Defaults {
-    Defaults {
-        beta: (BetaSchedule::Linear, start, end),
-        zero_snr,
-        alpha_to_one,
-    }
+/// The sampler that a scheduler configuration names by its `_class_name`: what diffusers runs on a
+/// folder when nothing else is asked for. `None` for a class that no row stands for.
+pub fn of_config(config: &SchedulerConfig) -> Option<&'static SamplerInfo> {
+    let class = config.class_name.as_deref()?;
+    let sde = class == "DPMSolverMultistepScheduler"
+        && config
+            .algorithm_type
+            .as_deref()
+            .is_some_and(|kind| kind.starts_with("sde"));
+    // Several rows may share a class; the first is its plain form.
+    SAMPLERS
+        .iter()
+        .filter(|row| row.class == Some(class))
+        .find(|row| !sde || row.stochastic)
 }
-
-const DDIM: Defaults = linear(1e-4, 0.02, true, true);
-
-fn one_a_step(plan: &Plan) -> usize {
-    plan.len()
-}
-
-fn anything(_: &'static SamplerInfo, _: &SchedulerConfig) -> Result<(), Error> {
-    Ok(())
-}
-
-/// Every sampler.
-pub static SAMPLERS: &[SamplerInfo] = &[
-    SamplerInfo {
-        name: "euler",
-        aliases: &["k_euler"],
-        summary: "Euler's method on the probability-flow ODE; simple and even",
-        order: 1,
-        stochastic: false,
-        needs_uncond: false,
-        default_eta: None,
-        frame: Frame::Exploding,
-        reference: "diffusers EulerDiscreteScheduler; Karras et al. 2022, algorithm 2 without churn",
-        grid: Grid::Exploding(Exploding::Euler),
-        defaults: DDIM,
-        calls: one_a_step,
-        check: anything,
-        new: |_, _, _| Box::new(euler::Euler),
-    },
-    SamplerInfo {
-        name: "ddim",
-        aliases: &[],
-        summary: "Denoising diffusion implicit models; eta 1 makes it stochastic",
-        order: 1,
-        stochastic: false,
-        needs_uncond: false,
-        default_eta: Some(0.0),
-        frame: Frame::Preserving,
-        reference: "diffusers DDIMScheduler; Song et al. 2021",
-        grid: Grid::Ddim,
-        defaults: DDIM,
-        calls: one_a_step,
-        check: anything,
-        new: |plan, eta, _| {
-            Box::new(ddim::Ddim {
-                eta,
-                clip: super::clip_range(plan, true),
-            })
-        },
-    },
-];
