@@ -1,20 +1,28 @@
 //! Element-wise functions, softmax over rows, nearest resize and timestep embeddings.
 
-use crate::Activation;
 use crate::error::{KernelError, exactly, product};
+use crate::simd::{Job, Simd, math};
 use crate::threads::for_row_groups;
+use crate::{Activation, Isa};
 
-/// Applies an activation in place.
+/// Applies an activation in place. Errors against `f64` are below 4e-7 times `|x|`.
 pub fn activate(x: &mut [f32], activation: Activation) {
+    let isa = Isa::best();
     if activation != Activation::None {
-        for_row_groups(x, 1, 16, |_, x| activate_slice(x, activation));
+        for_row_groups(x, 1, 16, |_, x| isa.run(ActivateSlice { x, activation }));
     }
 }
 
-pub(crate) fn activate_slice(x: &mut [f32], activation: Activation) {
-    if activation != Activation::None {
-        x.iter_mut()
-            .for_each(|x| *x = activation.apply(f64::from(*x)) as f32);
+struct ActivateSlice<'a> {
+    x: &'a mut [f32],
+    activation: Activation,
+}
+
+impl Job for ActivateSlice<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        math::activate_slice(s, self.activation, self.x);
     }
 }
 
@@ -64,15 +72,37 @@ pub fn geglu(x: &[f32], half: usize, out: &mut [f32]) -> Result<(), KernelError>
         out.len(),
         product(&[out.len().checked_div(half).unwrap_or(0), half]),
     )?;
-    for_row_groups(out, half, half * 16, |first, rows| {
-        for (i, row) in rows.chunks_exact_mut(half).enumerate() {
-            let (value, gate) = x[(first + i) * 2 * half..][..2 * half].split_at(half);
-            row.copy_from_slice(gate);
-            activate_slice(row, Activation::Gelu);
-            row.iter_mut().zip(value).for_each(|(o, v)| *o *= v);
-        }
+    let isa = Isa::best();
+    for_row_groups(out, half, half * 16, |first, out| {
+        isa.run(GegluRows {
+            x: &x[first * 2 * half..],
+            half,
+            out,
+        });
     });
     Ok(())
+}
+
+struct GegluRows<'a> {
+    x: &'a [f32],
+    half: usize,
+    out: &'a mut [f32],
+}
+
+impl Job for GegluRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, out) in self
+            .x
+            .chunks_exact(2 * self.half)
+            .zip(self.out.chunks_exact_mut(self.half))
+        {
+            let (value, gate) = row.split_at(self.half);
+            out.copy_from_slice(value);
+            s.map2(out, gate, |v, g| s.mul(v, math::gelu(s, g)));
+        }
+    }
 }
 
 /// Softmax over each row of `cols` elements, in place. A row of `-inf` becomes zeros.
@@ -85,22 +115,33 @@ pub fn softmax_rows(x: &mut [f32], cols: usize) -> Result<(), KernelError> {
         x.len(),
         product(&[x.len().checked_div(cols).unwrap_or(0), cols]),
     )?;
+    let isa = Isa::best();
     for_row_groups(x, cols, cols * 8, |_, rows| {
-        for row in rows.chunks_exact_mut(cols) {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        isa.run(SoftmaxRows { rows, cols })
+    });
+    Ok(())
+}
+
+struct SoftmaxRows<'a> {
+    rows: &'a mut [f32],
+    cols: usize,
+}
+
+impl Job for SoftmaxRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.chunks_exact_mut(self.cols) {
+            let max = s.max_of(row);
             if max == f32::NEG_INFINITY {
                 row.fill(0.0);
                 continue;
             }
-            let mut sum = 0.0f32;
-            for x in row.iter_mut() {
-                *x = (*x - max).exp();
-                sum += *x;
-            }
-            row.iter_mut().for_each(|x| *x /= sum);
+            s.map(row, |v| math::exp(s, s.sub(v, s.splat(max))));
+            let inverse = s.splat(1.0 / s.sum_of(row, |v| v));
+            s.map(row, |v| s.mul(v, inverse));
         }
-    });
-    Ok(())
+    }
 }
 
 /// Nearest-neighbour resize of `[batch, height, width, channels]` from `from` = (height, width) to `to`,

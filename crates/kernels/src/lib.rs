@@ -16,7 +16,10 @@ mod elementwise;
 mod error;
 mod gemm;
 mod norm;
+mod peak;
 pub mod reference;
+mod scratch;
+mod simd;
 mod threads;
 
 pub use attention::{Attention, HeadsRef, Mask, attention};
@@ -27,3 +30,5 @@ pub use elementwise::{
 pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm, group_norm, layer_norm, rms_norm};
+pub use peak::peak_gflops;
+pub use simd::Isa;

@@ -1,9 +1,14 @@
 //! Normalisations over groups of channels and over rows.
 
-use crate::Activation;
-use crate::elementwise::activate_slice;
+use std::ops::Range;
+
 use crate::error::{KernelError, exactly, product};
+use crate::gemm::driver::{SharedOut, for_each};
+use crate::gemm::params::split;
+use crate::scratch::Scratch;
+use crate::simd::{Job, Simd, math};
 use crate::threads::for_row_groups;
+use crate::{Activation, Isa};
 
 /// GroupNorm over channels-last images: each group of `channels / groups` channels of an image is brought to
 /// mean 0 and variance 1 over all its pixels.
@@ -31,81 +36,241 @@ pub struct GroupNorm<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Computes GroupNorm, see [`GroupNorm`]; sums are kept in `f64`.
+/// Computes GroupNorm, see [`GroupNorm`], in two passes over the image. Sums are taken around the channel's first
+/// value and collected in `f64`, so that a large mean costs no digits.
 ///
 /// # Errors
 /// [`KernelError`] when a slice does not have the length of its shape, or the groups do not divide the channels.
 pub fn group_norm(norm: GroupNorm<'_>) -> Result<(), KernelError> {
-    let GroupNorm {
-        x,
-        batch,
-        pixels,
-        channels,
-        groups,
-        eps,
-        gamma,
-        beta,
-        activation,
-        out,
-    } = norm;
-    if groups == 0 || !channels.is_multiple_of(groups) {
-        let expected = "be a divisor of the channels";
-        return Err(KernelError::Size {
-            what: "groups",
-            expected,
-            found: groups,
-        });
-    }
-    exactly("x", x.len(), product(&[batch, pixels, channels]))?;
-    exactly("out", out.len(), x.len())?;
-    check_affine(gamma, beta, channels)?;
-    if x.is_empty() {
-        return Ok(());
-    }
-    let mut scale = vec![0.0f32; batch * channels];
-    let mut shift = vec![0.0f32; batch * channels];
-    let width = channels / groups;
-    for b in 0..batch {
-        let image = &x[b * pixels * channels..][..pixels * channels];
-        let mut sums = vec![0.0f64; channels];
-        let mut squares = vec![0.0f64; channels];
-        for pixel in image.chunks_exact(channels) {
-            for ((s, q), &v) in sums.iter_mut().zip(&mut squares).zip(pixel) {
-                *s += f64::from(v);
-                *q += f64::from(v) * f64::from(v);
-            }
+    norm.run(Isa::best())
+}
+
+impl GroupNorm<'_> {
+    /// [`group_norm`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`group_norm`].
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        let Self {
+            x,
+            batch,
+            pixels,
+            channels,
+            groups,
+            eps,
+            gamma,
+            beta,
+            activation,
+            out,
+        } = self;
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            let expected = "be a divisor of the channels";
+            return Err(KernelError::Size {
+                what: "groups",
+                expected,
+                found: groups,
+            });
         }
-        for g in 0..groups {
-            let range = g * width..(g + 1) * width;
-            let count = (width * pixels) as f64;
-            let mean = sums[range.clone()].iter().sum::<f64>() / count;
-            let variance =
-                (squares[range.clone()].iter().sum::<f64>() / count - mean * mean).max(0.0);
-            let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
-            for c in range {
-                let factor = gamma.map_or(1.0, |g| f64::from(g[c])) * inverse;
-                scale[b * channels + c] = factor as f32;
-                shift[b * channels + c] =
-                    (beta.map_or(0.0, |b| f64::from(b[c])) - mean * factor) as f32;
-            }
+        exactly("x", x.len(), product(&[batch, pixels, channels]))?;
+        exactly("out", out.len(), x.len())?;
+        check_affine(gamma, beta, channels)?;
+        let image = pixels * channels;
+        if x.is_empty() {
+            return Ok(());
         }
+        for (x, out) in x.chunks_exact(image).zip(out.chunks_exact_mut(image)) {
+            let mut affine = Scratch::new(2 * channels);
+            let (scale, shift) = affine.as_mut_slice().split_at_mut(channels);
+            let mut sums = Sums::collect(isa, x, channels);
+            let width = channels / groups;
+            for range in (0..groups).map(|g| g * width..(g + 1) * width) {
+                let (mean, variance) = sums.moments(range.clone(), x);
+                let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
+                for c in range {
+                    let factor = gamma.map_or(1.0, |g| f64::from(g[c])) * inverse;
+                    scale[c] = factor as f32;
+                    shift[c] = (beta.map_or(0.0, |b| f64::from(b[c])) - mean * factor) as f32;
+                }
+            }
+            let (scale, shift) = (&*scale, &*shift);
+            for_row_groups(out, channels, channels * 4, |first, out| {
+                isa.run(Affine {
+                    x: &x[first * channels..],
+                    scale,
+                    shift,
+                    activation,
+                    out,
+                });
+            });
+        }
+        Ok(())
     }
-    for_row_groups(out, channels, channels * 4, |first, rows| {
-        for (i, row) in rows.chunks_exact_mut(channels).enumerate() {
-            let at = (first + i) / pixels * channels;
-            let (scale, shift) = (&scale[at..][..channels], &shift[at..][..channels]);
-            for (c, o) in row.iter_mut().enumerate() {
-                *o = x[(first + i) * channels + c] * scale[c] + shift[c];
-            }
-            activate_slice(row, activation);
-        }
-    });
-    Ok(())
 }
 
 fn check_affine(gamma: Option<&[f32]>, beta: Option<&[f32]>, n: usize) -> Result<(), KernelError> {
     gamma.map_or(Ok(()), |g| exactly("gamma", g.len(), n))?;
     beta.map_or(Ok(()), |b| exactly("beta", b.len(), n))
+}
+
+/// Sums and sums of squares of each channel, around the channel's value at the first pixel.
+struct Sums {
+    channels: usize,
+    pixels: usize,
+    /// `[2, channels]`
+    totals: Scratch,
+}
+
+impl Sums {
+    fn collect(isa: Isa, x: &[f32], channels: usize) -> Self {
+        let pixels = x.len() / channels;
+        let parallel = rayon::current_num_threads() > 1 && x.len() >= 1 << 15;
+        let tasks = if parallel {
+            (rayon::current_num_threads() * 2).min(pixels)
+        } else {
+            1
+        };
+        // An f64 takes two floats; two of them for each channel and task.
+        let size = 4 * channels;
+        let mut totals = Scratch::new(tasks * size);
+        let out = SharedOut::new(totals.as_mut_slice());
+        for_each(tasks, parallel, |task| {
+            // SAFETY: each task has its own part.
+            let part = unsafe { out.part(task * size, size) };
+            isa.run(Collect {
+                x,
+                channels,
+                pixels: split(pixels, tasks, task),
+                part,
+            });
+        });
+        let (first, rest) = totals.as_mut_f64().split_at_mut(2 * channels);
+        for part in rest.chunks_exact(2 * channels) {
+            first.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        }
+        Self {
+            channels,
+            pixels,
+            totals,
+        }
+    }
+
+    /// Mean and variance of a group of channels, from each channel's own.
+    fn moments(&mut self, range: Range<usize>, x: &[f32]) -> (f64, f64) {
+        let count = self.pixels as f64;
+        let (sums, squares) = self.totals.as_mut_f64().split_at(self.channels);
+        let channel_mean = |c: usize| f64::from(x[c]) + sums[c] / count;
+        let width = range.len() as f64;
+        let mean = range.clone().map(channel_mean).sum::<f64>() / width;
+        let spread = |c: usize| {
+            squares[c] - sums[c] * sums[c] / count + count * (channel_mean(c) - mean).powi(2)
+        };
+        (
+            mean,
+            (range.map(spread).sum::<f64>() / (width * count)).max(0.0),
+        )
+    }
+}
+
+struct Collect<'a> {
+    x: &'a [f32],
+    channels: usize,
+    pixels: Range<usize>,
+    /// Room for `[2, channels]` of `f64`.
+    part: &'a mut [f32],
+}
+
+/// Pixels that are summed in `f32` before they are added to the `f64` totals.
+const PIXELS_AT_ONCE: usize = 16;
+
+impl Job for Collect<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            x,
+            channels,
+            pixels,
+            part,
+        } = self;
+        // SAFETY: `part` is 4 * channels floats at a multiple of 4 * channels floats into an aligned buffer, hence
+        // aligned to 8 bytes and as large as 2 * channels f64.
+        let totals = unsafe {
+            std::slice::from_raw_parts_mut(part.as_mut_ptr().cast::<f64>(), 2 * channels)
+        };
+        totals.fill(0.0);
+        for start in pixels.clone().step_by(PIXELS_AT_ONCE) {
+            let block = &x[start * channels..pixels.end.min(start + PIXELS_AT_ONCE) * channels];
+            for c in (0..channels).step_by(S::LANES) {
+                let width = S::LANES.min(channels - c);
+                let load = |row: &[f32]| {
+                    if width == S::LANES {
+                        s.load_slice(&row[c..])
+                    } else {
+                        s.load_partial(&row[c..])
+                    }
+                };
+                let pivot = load(&x[..channels]);
+                let (mut sum, mut square) = (s.zero(), s.zero());
+                for row in block.chunks_exact(channels) {
+                    let d = s.sub(load(row), pivot);
+                    sum = s.add(sum, d);
+                    square = s.fma(d, d, square);
+                }
+                let (sum, square) = (s.to_array(sum), s.to_array(square));
+                for i in 0..width {
+                    totals[c + i] += f64::from(sum[i]);
+                    totals[channels + c + i] += f64::from(square[i]);
+                }
+            }
+        }
+    }
+}
+
+/// `out = activation(x * scale + shift)` for rows of `scale.len()`.
+struct Affine<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    activation: Activation,
+    out: &'a mut [f32],
+}
+
+impl Job for Affine<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.activation {
+            Activation::None => self.rows(s, |v| v),
+            Activation::Silu => self.rows(s, |v| math::activate(s, Activation::Silu, v)),
+            other => self.rows(s, |v| math::activate(s, other, v)),
+        }
+    }
+}
+
+impl Affine<'_> {
+    #[inline(always)]
+    fn rows<S: Simd>(self, s: S, f: impl Fn(S::V) -> S::V) {
+        let channels = self.scale.len();
+        let whole = channels / S::LANES * S::LANES;
+        for (x, out) in self
+            .x
+            .chunks_exact(channels)
+            .zip(self.out.chunks_exact_mut(channels))
+        {
+            for c in (0..whole).step_by(S::LANES) {
+                let (scale, shift) = (
+                    s.load_slice(&self.scale[c..]),
+                    s.load_slice(&self.shift[c..]),
+                );
+                s.store_slice(&mut out[c..], f(s.fma(s.load_slice(&x[c..]), scale, shift)));
+            }
+            if whole < channels {
+                let load = |v: &[f32]| s.load_partial(&v[whole..]);
+                let y = f(s.fma(load(x), load(self.scale), load(self.shift)));
+                s.store_partial(&mut out[whole..], y);
+            }
+        }
+    }
 }
 
 /// LayerNorm over the last axis.
@@ -125,50 +290,40 @@ pub struct LayerNorm<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Computes LayerNorm, see [`LayerNorm`]; sums are kept in `f64`.
+/// Computes LayerNorm, see [`LayerNorm`]: the mean first, then the variance around it.
 ///
 /// # Errors
 /// [`KernelError::Length`] when a slice does not have the length of its shape.
 pub fn layer_norm(norm: LayerNorm<'_>) -> Result<(), KernelError> {
-    let LayerNorm {
-        x,
-        cols,
-        eps,
-        gamma,
-        beta,
-        out,
-    } = norm;
-    exactly(
-        "x",
-        x.len(),
-        product(&[x.len().checked_div(cols).unwrap_or(0), cols]),
-    )?;
-    exactly("out", out.len(), x.len())?;
-    check_affine(gamma, beta, cols)?;
-    for_row_groups(out, cols, cols * 8, |first, rows| {
-        for (i, row) in rows.chunks_exact_mut(cols).enumerate() {
-            let x = &x[(first + i) * cols..][..cols];
-            let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / cols as f64;
-            let square = x
-                .iter()
-                .map(|&v| (f64::from(v) - mean).powi(2))
-                .sum::<f64>();
-            let inverse = 1.0 / (square / cols as f64 + f64::from(eps)).sqrt();
-            for (c, o) in row.iter_mut().enumerate() {
-                *o = ((f64::from(x[c]) - mean) * inverse) as f32;
-            }
-            apply_affine(row, gamma, beta);
-        }
-    });
-    Ok(())
+    norm.run(Isa::best())
 }
 
-fn apply_affine(row: &mut [f32], gamma: Option<&[f32]>, beta: Option<&[f32]>) {
-    if let Some(gamma) = gamma {
-        row.iter_mut().zip(gamma).for_each(|(o, g)| *o *= g);
-    }
-    if let Some(beta) = beta {
-        row.iter_mut().zip(beta).for_each(|(o, b)| *o += b);
+impl LayerNorm<'_> {
+    /// [`layer_norm`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`layer_norm`].
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        let Self {
+            x,
+            cols,
+            eps,
+            gamma,
+            beta,
+            out,
+        } = self;
+        run_rows(
+            isa,
+            x,
+            cols,
+            Rows {
+                eps,
+                centre: true,
+                gamma,
+                beta,
+            },
+            out,
+        )
     }
 }
 
@@ -187,35 +342,119 @@ pub struct RmsNorm<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Computes RMSNorm, see [`RmsNorm`]; sums are kept in `f64`.
+/// Computes RMSNorm, see [`RmsNorm`].
 ///
 /// # Errors
 /// [`KernelError::Length`] when a slice does not have the length of its shape.
 pub fn rms_norm(norm: RmsNorm<'_>) -> Result<(), KernelError> {
-    let RmsNorm {
-        x,
-        cols,
-        eps,
-        gamma,
-        out,
-    } = norm;
+    norm.run(Isa::best())
+}
+
+impl RmsNorm<'_> {
+    /// [`rms_norm`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`rms_norm`].
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        let Self {
+            x,
+            cols,
+            eps,
+            gamma,
+            out,
+        } = self;
+        run_rows(
+            isa,
+            x,
+            cols,
+            Rows {
+                eps,
+                centre: false,
+                gamma,
+                beta: None,
+            },
+            out,
+        )
+    }
+}
+
+/// What the norms over rows share.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a> {
+    eps: f32,
+    centre: bool,
+    gamma: Option<&'a [f32]>,
+    beta: Option<&'a [f32]>,
+}
+
+fn run_rows(
+    isa: Isa,
+    x: &[f32],
+    cols: usize,
+    rows: Rows<'_>,
+    out: &mut [f32],
+) -> Result<(), KernelError> {
     exactly(
         "x",
         x.len(),
         product(&[x.len().checked_div(cols).unwrap_or(0), cols]),
     )?;
     exactly("out", out.len(), x.len())?;
-    check_affine(gamma, None, cols)?;
-    for_row_groups(out, cols, cols * 6, |first, rows| {
-        for (i, row) in rows.chunks_exact_mut(cols).enumerate() {
-            let x = &x[(first + i) * cols..][..cols];
-            let square = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
-            let inverse = 1.0 / (square / cols as f64 + f64::from(eps)).sqrt();
-            for (o, &v) in row.iter_mut().zip(x) {
-                *o = (f64::from(v) * inverse) as f32;
-            }
-            apply_affine(row, gamma, None);
-        }
+    check_affine(rows.gamma, rows.beta, cols)?;
+    for_row_groups(out, cols, cols * 8, |first, out| {
+        isa.run(NormRows {
+            x: &x[first * cols..],
+            cols,
+            rows,
+            out,
+        });
     });
     Ok(())
+}
+
+struct NormRows<'a> {
+    x: &'a [f32],
+    cols: usize,
+    rows: Rows<'a>,
+    out: &'a mut [f32],
+}
+
+impl Job for NormRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Rows {
+            eps,
+            centre,
+            gamma,
+            beta,
+        } = self.rows;
+        let count = self.cols as f32;
+        for (x, out) in self
+            .x
+            .chunks_exact(self.cols)
+            .zip(self.out.chunks_exact_mut(self.cols))
+        {
+            let mean = s.splat(if centre {
+                s.sum_of(x, |v| v) / count
+            } else {
+                0.0
+            });
+            let square = s.sum_of(x, |v| {
+                let d = s.sub(v, mean);
+                s.mul(d, d)
+            });
+            let inverse = s.splat(1.0 / (square / count + eps).sqrt());
+            out.copy_from_slice(x);
+            match gamma {
+                Some(gamma) => {
+                    s.map2(out, gamma, |v, g| s.mul(s.mul(s.sub(v, mean), inverse), g));
+                }
+                None => s.map(out, |v| s.mul(s.sub(v, mean), inverse)),
+            }
+            if let Some(beta) = beta {
+                s.map2(out, beta, |v, b| s.add(v, b));
+            }
+        }
+    }
 }

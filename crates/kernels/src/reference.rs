@@ -224,6 +224,17 @@ fn erf_series(x: f64) -> f64 {
     (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI * sum
 }
 
+/// The oracle of [`crate::geglu`], for one row.
+pub fn geglu(row: &[f32]) -> Vec<f32> {
+    let (value, gate) = row.split_at(row.len() / 2);
+    let gelu = |g: &f32| Activation::Gelu.apply(f64::from(*g));
+    value
+        .iter()
+        .zip(gate)
+        .map(|(v, g)| (f64::from(*v) * gelu(g)) as f32)
+        .collect()
+}
+
 /// The oracle of [`crate::activate`].
 pub fn activate(x: &mut [f32], activation: Activation) {
     x.iter_mut()

@@ -5,7 +5,7 @@ use crate::threads::for_row_groups;
 
 const KEY_BLOCK: usize = 64;
 
-pub(super) fn run(mut a: Attention<'_>) {
+pub(super) fn run(_isa: crate::Isa, mut a: Attention<'_>) {
     let out = std::mem::take(&mut a.out);
     let a = &a;
     let d = a.head_dim;

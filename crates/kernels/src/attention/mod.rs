@@ -1,5 +1,6 @@
 //! Scaled dot-product attention with an online softmax; the scores are never stored whole.
 
+use crate::Isa;
 use crate::error::{KernelError, at_least, exactly, extent, product};
 
 mod fused;
@@ -148,14 +149,24 @@ impl Attention<'_> {
     }
 }
 
+impl Attention<'_> {
+    /// [`attention`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`attention`].
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        self.check()?;
+        if !self.out.is_empty() {
+            fused::run(isa, self);
+        }
+        Ok(())
+    }
+}
+
 /// Computes attention, see [`Attention`]. With no keys the output is zero.
 ///
 /// # Errors
 /// [`KernelError`] when a slice is too short for its shape and strides.
 pub fn attention(attention: Attention<'_>) -> Result<(), KernelError> {
-    attention.check()?;
-    if !attention.out.is_empty() {
-        fused::run(attention);
-    }
-    Ok(())
+    attention.run(Isa::best())
 }

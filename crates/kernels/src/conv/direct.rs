@@ -1,55 +1,112 @@
-//! First version: output rows in parallel, weights turned to `[kh, kw, in, out]` once.
+//! Convolution as a matrix product: patches are gathered while the left-hand side is packed, so that no image of
+//! patches is ever stored.
+
+use std::ops::Range;
 
 use super::Conv2d;
-use crate::elementwise::activate_slice;
-use crate::threads::for_row_groups;
+use crate::gemm::driver::{Product, SharedOut};
+use crate::gemm::finish::Finish;
+use crate::gemm::pack::{KBlock, Lhs, MatLhs, Weights};
+use crate::gemm::params::A_STRIDE;
+use crate::{Isa, RhsLayout};
 
-pub(super) fn run(mut conv: Conv2d<'_>) {
-    let out = std::mem::take(&mut conv.out);
-    let conv = &conv;
+pub(super) fn run(isa: Isa, mut conv: Conv2d<'_>) {
+    let out = SharedOut::new(std::mem::take(&mut conv.out));
     let (oh, ow) = conv.out_size();
-    let (h, w) = conv.seen_size();
-    let (kh, kw) = conv.kernel;
-    let (cin, cout) = (conv.in_channels, conv.out_channels);
-    let shift = usize::from(conv.upsample);
-    let mut weight = vec![0.0f32; kh * kw * cin * cout];
-    for o in 0..cout {
-        for c in 0..cin {
-            for tap in 0..kh * kw {
-                weight[(tap * cin + c) * cout + o] = conv.weight.get((o * cin + c) * kh * kw + tap);
+    let taps = conv.kernel.0 * conv.kernel.1;
+    let (m, n, channels) = (conv.batch * oh * ow, conv.out_channels, conv.in_channels);
+    let weights = Weights {
+        data: conv.weight,
+        offset: 0,
+        layout: RhsLayout::RowsAreOutputs,
+        row_stride: channels * taps,
+        taps,
+    };
+    let finish = conv.finish();
+    let plain =
+        taps == 1 && conv.stride == 1 && !conv.upsample && conv.padding == Default::default();
+    if plain {
+        let lhs = MatLhs {
+            data: conv.x,
+            stride: channels,
+        };
+        Product {
+            m,
+            n,
+            channels,
+            lhs,
+            weights,
+            out,
+            out_stride: n,
+            finish,
+        }
+        .run(isa);
+    } else {
+        let lhs = Patches {
+            conv: &conv,
+            out_size: (oh, ow),
+            seen: conv.seen_size(),
+        };
+        Product {
+            m,
+            n,
+            channels,
+            lhs,
+            weights,
+            out,
+            out_stride: n,
+            finish,
+        }
+        .run(isa);
+    }
+}
+
+impl Conv2d<'_> {
+    /// The epilogue over rows that are output pixels.
+    pub(super) fn finish(&self) -> Finish<'_> {
+        let (oh, ow) = self.out_size();
+        let per_image = self.bias.is_some_and(|b| b.len() != self.out_channels);
+        Finish {
+            bias: self.bias,
+            rows_per_bias: if per_image { oh * ow } else { usize::MAX },
+            n: self.out_channels,
+            activation: self.activation,
+            residual: self.residual.map(|r| (r, self.out_channels)),
+        }
+    }
+}
+
+/// Rows are output pixels; a row is the window's channels, tap after tap.
+struct Patches<'a, 'b> {
+    conv: &'a Conv2d<'b>,
+    out_size: (usize, usize),
+    seen: (usize, usize),
+}
+
+impl Lhs for Patches<'_, '_> {
+    #[inline(always)]
+    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
+        let conv = self.conv;
+        let (oh, ow) = self.out_size;
+        let shift = u32::from(conv.upsample);
+        let len = block.channels.len();
+        for (i, row) in rows.enumerate() {
+            let (line, ox) = (row / ow, row % ow);
+            let (b, oy) = (line / oh, line % oh);
+            for (slot, tap) in block.taps.clone().enumerate() {
+                let (r, s) = (tap / conv.kernel.1, tap % conv.kernel.1);
+                // Above or left of the image these wrap to huge numbers.
+                let y = (oy * conv.stride + r).wrapping_sub(conv.padding.top);
+                let x = (ox * conv.stride + s).wrapping_sub(conv.padding.left);
+                let dst = &mut panel[i * A_STRIDE + slot * len..][..len];
+                if y < self.seen.0 && x < self.seen.1 {
+                    let pixel = (b * conv.height + (y >> shift)) * conv.width + (x >> shift);
+                    let at = pixel * conv.in_channels + block.channels.start;
+                    dst.copy_from_slice(&conv.x[at..][..len]);
+                } else {
+                    dst.fill(0.0);
+                }
             }
         }
     }
-    for_row_groups(out, ow * cout, ow * cout * cin * kh * kw, |first, rows| {
-        for (row_index, row) in rows.chunks_exact_mut(ow * cout).enumerate() {
-            let (b, oy) = ((first + row_index) / oh, (first + row_index) % oh);
-            for (ox, pixel) in row.chunks_exact_mut(cout).enumerate() {
-                match conv.bias_of(b) {
-                    Some(bias) => pixel.copy_from_slice(bias),
-                    None => pixel.fill(0.0),
-                }
-                for tap in 0..kh * kw {
-                    let y = (oy * conv.stride + tap / kw).wrapping_sub(conv.padding.top);
-                    let x = (ox * conv.stride + tap % kw).wrapping_sub(conv.padding.left);
-                    if y >= h || x >= w {
-                        continue;
-                    }
-                    let at = ((b * conv.height + (y >> shift)) * conv.width + (x >> shift)) * cin;
-                    for (c, &v) in conv.x[at..][..cin].iter().enumerate() {
-                        for (o, &k) in pixel.iter_mut().zip(&weight[(tap * cin + c) * cout..]) {
-                            *o += v * k;
-                        }
-                    }
-                }
-                activate_slice(pixel, conv.activation);
-                if let Some(residual) = conv.residual {
-                    let at = ((first + row_index) * ow + ox) * cout;
-                    pixel
-                        .iter_mut()
-                        .zip(&residual[at..])
-                        .for_each(|(o, r)| *o += r);
-                }
-            }
-        }
-    });
 }

@@ -1,7 +1,7 @@
 //! 2-D convolution, channels last, with fused upsample, bias, activation and residual.
 
 use crate::error::{KernelError, exactly, product};
-use crate::{Activation, RhsData};
+use crate::{Activation, Isa, RhsData};
 
 mod direct;
 
@@ -163,14 +163,24 @@ impl Conv2d<'_> {
     }
 }
 
+impl Conv2d<'_> {
+    /// [`conv2d`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`conv2d`].
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        self.check()?;
+        if !self.out.is_empty() {
+            direct::run(isa, self);
+        }
+        Ok(())
+    }
+}
+
 /// Computes a convolution, see [`Conv2d`].
 ///
 /// # Errors
 /// [`KernelError`] when a slice does not have the length of its shape, or a size is 0 that must not be.
 pub fn conv2d(conv: Conv2d<'_>) -> Result<(), KernelError> {
-    conv.check()?;
-    if !conv.out.is_empty() {
-        direct::run(conv);
-    }
-    Ok(())
+    conv.run(Isa::best())
 }

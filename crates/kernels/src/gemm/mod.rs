@@ -1,10 +1,22 @@
 //! Matrix products with a fused epilogue: `C = activation(A * B + bias) + residual`.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
+use crate::Isa;
 use crate::error::{KernelError, at_least, exactly, extent};
 
-mod driver;
+pub(crate) mod driver;
+mod few_rows;
+pub(crate) mod finish;
+pub(crate) mod pack;
+pub(crate) mod params;
+pub(crate) mod tile;
+
+use driver::{Product, SharedOut};
+use few_rows::FewRows;
+use finish::Finish;
+use pack::{MatLhs, Weights};
 
 /// A batch of row-major `f32` matrices: element `(b, i, j)` is `data[b * batch_stride + i * row_stride + j]`.
 #[derive(Debug, Clone, Copy)]
@@ -25,10 +37,6 @@ impl<'a> MatRef<'a> {
             row_stride: cols,
             batch_stride: 0,
         }
-    }
-
-    pub(crate) fn row(&self, batch: usize, i: usize, cols: usize) -> &'a [f32] {
-        &self.data[batch * self.batch_stride + i * self.row_stride..][..cols]
     }
 }
 
@@ -253,15 +261,116 @@ impl Gemm<'_> {
     }
 }
 
+impl Gemm<'_> {
+    /// [`gemm`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`gemm`].
+    pub fn run(mut self, isa: Isa) -> Result<(), KernelError> {
+        self.check()?;
+        if self.batch == 0 || self.m == 0 || self.n == 0 {
+            return Ok(());
+        }
+        self.merge_batch();
+        let out = SharedOut::new(self.c.data);
+        let work = self.m.saturating_mul(self.n).saturating_mul(self.k);
+        // Many small products are shared among the threads whole; few large ones are split each.
+        if self.batch > 1 && work < params::SERIAL_WORK * 32 {
+            (0..self.batch)
+                .into_par_iter()
+                .for_each(|b| self.one(isa, b, out));
+        } else {
+            (0..self.batch).for_each(|b| self.one(isa, b, out));
+        }
+        Ok(())
+    }
+
+    /// A batch that shares B and whose rows follow each other evenly is one product of more rows.
+    fn merge_batch(&mut self) {
+        let even = |row: usize, batch: usize| row.checked_mul(self.m) == Some(batch);
+        let merges = self.batch > 1
+            && self.b.batch_stride == 0
+            && even(self.a.row_stride, self.a.batch_stride)
+            && even(self.c.row_stride, self.c.batch_stride)
+            && self
+                .epilogue
+                .residual
+                .is_none_or(|r| even(r.row_stride, r.batch_stride));
+        if merges {
+            self.m *= self.batch;
+            self.batch = 1;
+        }
+    }
+
+    fn one(&self, isa: Isa, batch: usize, out: SharedOut) {
+        let &Self {
+            m,
+            n,
+            k,
+            a,
+            b,
+            ref c,
+            epilogue,
+            ..
+        } = self;
+        let from = |data: &[f32], stride: usize| (batch * stride).min(data.len());
+        let lhs = MatLhs {
+            data: &a.data[from(a.data, a.batch_stride)..],
+            stride: a.row_stride,
+        };
+        let weights = Weights {
+            data: b.data,
+            offset: (batch * b.batch_stride).min(b.data.len()),
+            layout: b.layout,
+            row_stride: b.row_stride,
+            taps: 1,
+        };
+        let finish = Finish {
+            bias: epilogue.bias,
+            rows_per_bias: usize::MAX,
+            n,
+            activation: epilogue.activation,
+            residual: epilogue
+                .residual
+                .map(|r| (&r.data[from(r.data, r.batch_stride)..], r.row_stride)),
+        };
+        let at = if batch > 0 { batch * c.batch_stride } else { 0 };
+        // SAFETY: `check` has shown that matrix `batch` lies inside C; matrices do not overlap.
+        let out = unsafe { out.from(at) };
+        let out_stride = c.row_stride;
+        if m <= params::FEW_ROWS && k > 0 && b.layout == RhsLayout::RowsAreOutputs {
+            FewRows {
+                m,
+                n,
+                k,
+                lhs,
+                weights,
+                out,
+                out_stride,
+                finish,
+            }
+            .run(isa);
+        } else {
+            Product {
+                m,
+                n,
+                channels: k,
+                lhs,
+                weights,
+                out,
+                out_stride,
+                finish,
+            }
+            .run(isa);
+        }
+    }
+}
+
 /// Computes a batch of products, see [`Gemm`]. With `k == 0` the product is zero and the epilogue still
 /// applies.
 ///
 /// # Errors
 /// [`KernelError`] when a slice is too short for its shape or the output's rows overlap.
 pub fn gemm(gemm: Gemm<'_>) -> Result<(), KernelError> {
-    gemm.check()?;
-    if gemm.batch > 0 && gemm.m > 0 && gemm.n > 0 {
-        driver::run(gemm);
-    }
-    Ok(())
+    gemm.run(Isa::best())
 }

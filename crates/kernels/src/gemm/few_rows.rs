@@ -1,0 +1,127 @@
+//! Products of few rows with a PyTorch weight: dot products straight from the weight's rows, no packing.
+
+use half::{bf16, f16};
+
+use super::RhsData;
+use super::driver::{SharedOut, for_each};
+use super::finish::Finish;
+use super::pack::{MatLhs, Weights};
+use super::params::{SERIAL_WORK, TASKS_PER_THREAD, split};
+use crate::Isa;
+use crate::simd::{Element, Job, Simd};
+
+/// `1 <= m <= FEW_ROWS`; the weight has one tap and rows of outputs.
+pub(crate) struct FewRows<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub lhs: MatLhs<'a>,
+    pub weights: Weights<'a>,
+    pub out: SharedOut,
+    pub out_stride: usize,
+    pub finish: Finish<'a>,
+}
+
+impl FewRows<'_> {
+    pub(crate) fn run(&self, isa: Isa) {
+        let threads = rayon::current_num_threads();
+        let parallel = threads > 1 && self.m * self.n * self.k >= SERIAL_WORK;
+        let tasks = if parallel {
+            (threads * TASKS_PER_THREAD).min(self.n)
+        } else {
+            1
+        };
+        for_each(tasks, parallel, |t| {
+            isa.run(Columns {
+                of: self,
+                cols: split(self.n, tasks, t),
+            })
+        });
+    }
+}
+
+struct Columns<'a, 'b> {
+    of: &'a FewRows<'b>,
+    cols: std::ops::Range<usize>,
+}
+
+impl Job for Columns<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let of = self.of;
+        match of.weights.data {
+            RhsData::F32(d) => self.rows(s, &d[of.weights.offset..]),
+            RhsData::F16(d) => self.rows::<S, f16>(s, &d[of.weights.offset..]),
+            RhsData::BF16(d) => self.rows::<S, bf16>(s, &d[of.weights.offset..]),
+        }
+        for row in 0..of.m {
+            // SAFETY: these columns are this task's alone.
+            let values = unsafe {
+                of.out
+                    .part(row * of.out_stride + self.cols.start, self.cols.len())
+            };
+            of.finish.apply(s, row, self.cols.clone(), values);
+        }
+    }
+}
+
+impl Columns<'_, '_> {
+    #[inline(always)]
+    fn rows<S: Simd, E: Element>(&self, s: S, data: &[E]) {
+        // (rows, vectors of the inner dimension at once): enough independent sums to hide the latency.
+        match self.of.m {
+            1 => self.columns::<S, E, 1, 8>(s, data),
+            2 => self.columns::<S, E, 2, 4>(s, data),
+            3 => self.columns::<S, E, 3, 4>(s, data),
+            4 => self.columns::<S, E, 4, 2>(s, data),
+            5 => self.columns::<S, E, 5, 2>(s, data),
+            6 => self.columns::<S, E, 6, 2>(s, data),
+            7 => self.columns::<S, E, 7, 2>(s, data),
+            _ => self.columns::<S, E, 8, 1>(s, data),
+        }
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, E: Element, const M: usize, const U: usize>(&self, s: S, data: &[E]) {
+        let of = self.of;
+        let rows: [&[f32]; M] = std::array::from_fn(|i| &of.lhs.data[i * of.lhs.stride..][..of.k]);
+        for col in self.cols.clone() {
+            let weight = &data[col * of.weights.row_stride..][..of.k];
+            let dots = dot::<S, E, M, U>(s, rows, weight);
+            for (row, dot) in dots.into_iter().enumerate() {
+                // SAFETY: this column is this task's alone.
+                unsafe { of.out.part(row * of.out_stride + col, 1)[0] = dot };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dot<S: Simd, E: Element, const M: usize, const U: usize>(
+    s: S,
+    rows: [&[f32]; M],
+    weight: &[E],
+) -> [f32; M] {
+    let k = weight.len();
+    let mut acc = [[s.zero(); U]; M];
+    let step = U * S::LANES;
+    let whole = k / step * step;
+    for p in (0..whole).step_by(step) {
+        for u in 0..U {
+            let at = p + u * S::LANES;
+            // SAFETY: at + LANES <= whole <= k, the length of the weight and of every row.
+            unsafe {
+                let w = E::load(s, weight.as_ptr().add(at));
+                for (sums, row) in acc.iter_mut().zip(rows) {
+                    sums[u] = s.fma(s.load(row.as_ptr().add(at)), w, sums[u]);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|i| {
+        let total = acc[i][1..].iter().fold(acc[i][0], |a, &b| s.add(a, b));
+        let rest = rows[i][whole..].iter().zip(&weight[whole..]);
+        s.sum(total) + rest.map(|(x, w)| x * w.widen()).sum::<f32>()
+    })
+}

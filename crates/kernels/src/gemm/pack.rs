@@ -1,0 +1,158 @@
+//! Packing: rows of A into a panel, columns of B into panels of a tile's width, widened on the way.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::params::A_STRIDE;
+use super::{RhsData, RhsLayout};
+use crate::scratch::Scratch;
+use crate::simd::{Element, Simd, widen_slice};
+
+/// A block of the inner dimension, which runs over `taps` (places of a convolution's window) and channels.
+/// Packed order is taps outside, channels inside. Holds either all taps of some channels or some taps of one
+/// channel, so that it is one run of a PyTorch weight's row.
+#[derive(Debug, Clone)]
+pub(crate) struct KBlock {
+    pub channels: Range<usize>,
+    pub taps: Range<usize>,
+}
+
+impl KBlock {
+    pub(crate) fn len(&self) -> usize {
+        self.channels.len() * self.taps.len()
+    }
+}
+
+/// The left-hand side: whatever can write its rows into a panel.
+pub(crate) trait Lhs: Sync {
+    /// Writes rows `rows` of the block to `panel`, `A_STRIDE` apart.
+    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]);
+}
+
+/// A row-major matrix as a left-hand side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MatLhs<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+impl Lhs for MatLhs<'_> {
+    #[inline(always)]
+    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
+        for (i, row) in rows.enumerate() {
+            let source =
+                &self.data[row * self.stride + block.channels.start..][..block.channels.len()];
+            panel[i * A_STRIDE..][..source.len()].copy_from_slice(source);
+        }
+    }
+}
+
+/// The right-hand side: `n` outputs over `taps * channels` inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub data: RhsData<'a>,
+    /// First element of this matrix.
+    pub offset: usize,
+    pub layout: RhsLayout,
+    pub row_stride: usize,
+    /// Places of the window; element `(output, channel, tap)` of a row is at `channel * taps + tap`.
+    pub taps: usize,
+}
+
+impl Weights<'_> {
+    /// Packs outputs `cols` of `block` as rows of `width` (zeros behind the last output).
+    #[inline(always)]
+    pub(crate) fn pack<S: Simd>(
+        &self,
+        s: S,
+        cols: Range<usize>,
+        block: &KBlock,
+        width: usize,
+        dst: &mut [f32],
+    ) {
+        match self.data {
+            RhsData::F32(d) => self.pack_as(s, &d[self.offset..], cols, block, width, dst),
+            RhsData::F16(d) => {
+                self.pack_as::<S, f16>(s, &d[self.offset..], cols, block, width, dst)
+            }
+            RhsData::BF16(d) => {
+                self.pack_as::<S, bf16>(s, &d[self.offset..], cols, block, width, dst)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_as<S: Simd, E: Element>(
+        &self,
+        s: S,
+        data: &[E],
+        cols: Range<usize>,
+        block: &KBlock,
+        width: usize,
+        dst: &mut [f32],
+    ) {
+        match self.layout {
+            RhsLayout::RowsAreInner => {
+                for (p, row) in block.channels.clone().zip(dst.chunks_exact_mut(width)) {
+                    let source = &data[p * self.row_stride + cols.start..][..cols.len()];
+                    let (row, rest) = row.split_at_mut(cols.len());
+                    widen_slice(s, source, row);
+                    rest.fill(0.0);
+                }
+            }
+            RhsLayout::RowsAreOutputs => self.pack_transposed(s, data, cols, block, width, dst),
+        }
+    }
+
+    #[inline(always)]
+    fn pack_transposed<S: Simd, E: Element>(
+        &self,
+        s: S,
+        data: &[E],
+        cols: Range<usize>,
+        block: &KBlock,
+        width: usize,
+        dst: &mut [f32],
+    ) {
+        let (taps, channels) = (block.taps.len(), block.channels.len());
+        let first = block.channels.start * self.taps + block.taps.start;
+        // LANES rows of the weight, widened; the stride keeps rows out of each other's cache sets.
+        let chunk = 128;
+        let stride = chunk + 16;
+        let mut wide = Scratch::new(S::LANES * stride);
+        let wide = wide.as_mut_slice();
+        let mut turned = [0.0f32; crate::simd::MAX_LANES * crate::simd::MAX_LANES];
+        for lane0 in (0..width).step_by(S::LANES) {
+            for chunk0 in (0..block.len()).step_by(chunk) {
+                let len = chunk.min(block.len() - chunk0);
+                for (lane, row) in wide.chunks_exact_mut(stride).enumerate() {
+                    let col = cols.start + lane0 + lane;
+                    if col < cols.end {
+                        let at = col * self.row_stride + first + chunk0;
+                        widen_slice(s, &data[at..][..len], &mut row[..len]);
+                    } else {
+                        row[..len].fill(0.0);
+                    }
+                }
+                for f0 in (0..len).step_by(S::LANES) {
+                    // SAFETY: rows are `stride` >= chunk + LANES long, so that a whole square is readable at any
+                    // f0 < chunk; `turned` holds the largest square.
+                    unsafe { s.transpose(wide.as_ptr().add(f0), stride, turned.as_mut_ptr()) };
+                    for (i, lanes) in turned.chunks_exact(S::LANES).take(len - f0).enumerate() {
+                        if i == S::LANES {
+                            break;
+                        }
+                        let flat = chunk0 + f0 + i;
+                        let row = if taps == 1 {
+                            flat
+                        } else {
+                            flat % taps * channels + flat / taps
+                        };
+                        s.store_slice(&mut dst[row * width + lane0..], s.load_slice(lanes));
+                    }
+                }
+            }
+        }
+    }
+}

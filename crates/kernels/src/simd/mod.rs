@@ -1,0 +1,246 @@
+//! One vector interface for all instruction sets; kernels are written once against it.
+//!
+//! A kernel is a [`Job`]: its `run` is inlined into a function compiled for the instruction set
+//! ([`Isa::run`]), so everything on the way down to an intrinsic must be `#[inline(always)]`. Threads are
+//! split outside of jobs, because a closure handed to rayon leaves that function.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod isa;
+pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use half::{bf16, f16};
+
+pub use isa::Isa;
+
+use crate::gemm::tile::TileArgs;
+
+/// Most lanes any instruction set has.
+pub(crate) const MAX_LANES: usize = 16;
+/// Most rows any tile has.
+pub(crate) const MAX_MR: usize = 14;
+
+/// Work that runs under one instruction set.
+pub(crate) trait Job {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// A vector of `f32` lanes. A value of the implementing type proves that the CPU has the instructions.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of the widest matrix tile.
+    const MR: usize;
+    /// Vectors across the widest matrix tile.
+    const NV: usize;
+    /// Columns of the widest matrix tile.
+    const NR: usize = Self::NV * Self::LANES;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `p` is readable for `LANES` elements.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `p` is writable for `LANES` elements.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// # Safety
+    /// `p` is readable for `LANES` elements.
+    unsafe fn load_f16(self, p: *const f16) -> Self::V;
+    /// # Safety
+    /// `p` is readable for `LANES` elements.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` when either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` when either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^n` for integral `n` in -126..=127.
+    fn exp2_int(self, n: Self::V) -> Self::V;
+    /// `if a < b { yes } else { no }`
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Turns a square of `LANES` rows, `stride` apart, into `LANES` rows without gaps.
+    ///
+    /// # Safety
+    /// `src` is readable for `LANES` elements at each of `LANES` rows; `dst` is writable for `LANES^2`.
+    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32);
+    /// Runs the matrix tile of `args`.
+    ///
+    /// # Safety
+    /// As [`TileArgs`] says.
+    unsafe fn tile(self, args: TileArgs);
+
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The first `LANES` elements of a slice.
+    #[inline(always)]
+    fn load_slice(self, x: &[f32]) -> Self::V {
+        assert!(x.len() >= Self::LANES);
+        // SAFETY: the length was checked.
+        unsafe { self.load(x.as_ptr()) }
+    }
+
+    /// Writes the first `LANES` elements of a slice.
+    #[inline(always)]
+    fn store_slice(self, x: &mut [f32], v: Self::V) {
+        assert!(x.len() >= Self::LANES);
+        // SAFETY: the length was checked.
+        unsafe { self.store(x.as_mut_ptr(), v) }
+    }
+
+    /// Loads fewer than `LANES` elements; the rest is zero.
+    #[inline(always)]
+    fn load_partial(self, x: &[f32]) -> Self::V {
+        let mut lanes = [0.0; MAX_LANES];
+        lanes[..x.len()].copy_from_slice(x);
+        self.load_slice(&lanes)
+    }
+
+    /// Stores fewer than `LANES` elements.
+    #[inline(always)]
+    fn store_partial(self, x: &mut [f32], v: Self::V) {
+        let lanes = self.to_array(v);
+        x.copy_from_slice(&lanes[..x.len()]);
+    }
+
+    /// The lanes, then zeros.
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; MAX_LANES] {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store_slice(&mut lanes, v);
+        lanes
+    }
+
+    /// Sum of the lanes.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut lanes = self.to_array(v);
+        let mut width = Self::LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+
+    /// Replaces every element by `f` of its vector.
+    #[inline(always)]
+    fn map(self, x: &mut [f32], f: impl Fn(Self::V) -> Self::V) {
+        let mut chunks = x.chunks_exact_mut(Self::LANES);
+        for c in &mut chunks {
+            self.store_slice(c, f(self.load_slice(c)));
+        }
+        let rest = chunks.into_remainder();
+        if !rest.is_empty() {
+            self.store_partial(rest, f(self.load_partial(rest)));
+        }
+    }
+
+    /// Sum over `f` of every element; partial sums are kept apart by lane.
+    #[inline(always)]
+    fn sum_of(self, x: &[f32], f: impl Fn(Self::V) -> Self::V) -> f32 {
+        let mut acc = [self.zero(); 4];
+        let mut chunks = x.chunks_exact(4 * Self::LANES);
+        for c in &mut chunks {
+            for (i, a) in acc.iter_mut().enumerate() {
+                *a = self.add(*a, f(self.load_slice(&c[i * Self::LANES..])));
+            }
+        }
+        for (i, c) in chunks.remainder().chunks(Self::LANES).enumerate() {
+            // Lanes behind the end must not count, whatever `f` makes of zero.
+            let mut lanes = self.to_array(f(self.load_partial(c)));
+            lanes[c.len()..].fill(0.0);
+            acc[i % 4] = self.add(acc[i % 4], self.load_slice(&lanes));
+        }
+        self.sum(self.add(self.add(acc[0], acc[1]), self.add(acc[2], acc[3])))
+    }
+
+    /// The largest element; `-inf` when there is none.
+    #[inline(always)]
+    fn max_of(self, x: &[f32]) -> f32 {
+        let mut acc = self.splat(f32::NEG_INFINITY);
+        let mut chunks = x.chunks_exact(Self::LANES);
+        for c in &mut chunks {
+            acc = self.max(acc, self.load_slice(c));
+        }
+        let lanes = self.to_array(acc);
+        lanes[..Self::LANES]
+            .iter()
+            .chain(chunks.remainder())
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// Replaces every element of `x` by `f` of its vector and the one at the same place of `y`.
+    #[inline(always)]
+    fn map2(self, x: &mut [f32], y: &[f32], f: impl Fn(Self::V, Self::V) -> Self::V) {
+        let y = &y[..x.len()];
+        let mut chunks = x.chunks_exact_mut(Self::LANES);
+        let mut others = y.chunks_exact(Self::LANES);
+        for (c, o) in (&mut chunks).zip(&mut others) {
+            self.store_slice(c, f(self.load_slice(c), self.load_slice(o)));
+        }
+        let rest = chunks.into_remainder();
+        if !rest.is_empty() {
+            let other = self.load_partial(others.remainder());
+            self.store_partial(rest, f(self.load_partial(rest), other));
+        }
+    }
+}
+
+/// A weight's element type.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    fn widen(self) -> f32;
+    /// # Safety
+    /// `p` is readable for `LANES` elements.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+macro_rules! element {
+    ($type:ty, $widen:expr, $load:ident) => {
+        impl Element for $type {
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                $widen(self)
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+                // SAFETY: the caller's promise is the same.
+                unsafe { s.$load(p) }
+            }
+        }
+    };
+}
+element!(f32, std::convert::identity, load);
+element!(f16, f16::to_f32, load_f16);
+element!(bf16, bf16::to_f32, load_bf16);
+
+/// Widens a slice into another of the same length.
+#[inline(always)]
+pub(crate) fn widen_slice<S: Simd, E: Element>(s: S, src: &[E], dst: &mut [f32]) {
+    let whole = src.len() / S::LANES * S::LANES;
+    let dst = &mut dst[..src.len()];
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: i + LANES <= whole <= both lengths.
+        unsafe { s.store(dst.as_mut_ptr().add(i), E::load(s, src.as_ptr().add(i))) };
+    }
+    for (d, e) in dst[whole..].iter_mut().zip(&src[whole..]) {
+        *d = e.widen();
+    }
+}

@@ -1,0 +1,238 @@
+use aquatint_kernels::{
+    Activation, Conv2d, ConvAlgorithm, Isa, KernelError, Padding, conv2d, reference,
+};
+use proptest::prelude::*;
+
+use crate::{ACTIVATIONS, ROUNDOFF, Stored, assert_close, noise};
+
+#[derive(Debug, Clone)]
+struct Case {
+    batch: usize,
+    size: (usize, usize),
+    channels: (usize, usize),
+    kernel: (usize, usize),
+    stride: usize,
+    padding: Padding,
+    upsample: bool,
+    stored: usize,
+    activation: Activation,
+    residual: bool,
+    /// 0: none, 1: one, 2: one an image.
+    bias: usize,
+}
+
+struct Inputs {
+    x: Vec<f32>,
+    weight: Stored,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+}
+
+impl Case {
+    fn call<'a>(&self, i: &'a Inputs, out: &'a mut [f32], algorithm: ConvAlgorithm) -> Conv2d<'a> {
+        Conv2d {
+            x: &i.x,
+            batch: self.batch,
+            height: self.size.0,
+            width: self.size.1,
+            in_channels: self.channels.0,
+            out_channels: self.channels.1,
+            kernel: self.kernel,
+            weight: i.weight.data(),
+            bias: (self.bias > 0).then_some(&i.bias),
+            stride: self.stride,
+            padding: self.padding,
+            upsample: self.upsample,
+            activation: self.activation,
+            residual: self.residual.then_some(&i.residual),
+            out,
+            algorithm,
+        }
+    }
+
+    fn out_len(&self) -> usize {
+        let scale = if self.upsample { 2 } else { 1 };
+        let p = self.padding;
+        let side = |n: usize, pad: usize, k: usize| {
+            (n * scale + pad)
+                .checked_sub(k)
+                .map_or(0, |n| n / self.stride + 1)
+        };
+        self.batch
+            * side(self.size.0, p.top + p.bottom, self.kernel.0)
+            * side(self.size.1, p.left + p.right, self.kernel.1)
+            * self.channels.1
+    }
+
+    fn inputs(&self, absolute: bool) -> Inputs {
+        let of = |len, seed| {
+            let v = noise(len, seed);
+            if absolute {
+                v.into_iter().map(f32::abs).collect()
+            } else {
+                v
+            }
+        };
+        let (cin, cout) = self.channels;
+        Inputs {
+            x: of(self.batch * self.size.0 * self.size.1 * cin, 1),
+            weight: Stored::new(
+                of(cout * cin * self.kernel.0 * self.kernel.1, 2),
+                self.stored,
+            ),
+            bias: of(
+                if self.bias == 2 {
+                    self.batch * cout
+                } else {
+                    cout
+                },
+                3,
+            ),
+            residual: of(self.out_len(), 4),
+        }
+    }
+
+    fn check(&self, algorithm: ConvAlgorithm, slack: f64) {
+        let inputs = self.inputs(false);
+        let mut want = vec![0.0; self.out_len()];
+        let mut magnitude = want.clone();
+        reference::conv2d(self.call(&inputs, &mut want, ConvAlgorithm::Auto)).unwrap();
+        let plain = Case {
+            activation: Activation::None,
+            ..self.clone()
+        };
+        let absolute = self.inputs(true);
+        reference::conv2d(plain.call(&absolute, &mut magnitude, ConvAlgorithm::Auto)).unwrap();
+        let k = (self.channels.0 * self.kernel.0 * self.kernel.1) as f64;
+        let bound = (8.0 + k.sqrt()) * ROUNDOFF * 1.2 * slack
+            + if self.activation == Activation::None {
+                0.0
+            } else {
+                4e-7
+            };
+        for isa in Isa::available() {
+            let mut got = vec![777.0; self.out_len()];
+            self.call(&inputs, &mut got, algorithm).run(isa).unwrap();
+            let what = format!("{} {algorithm:?} {self:?}", isa.name());
+            assert_close(&what, &got, &want, &magnitude, bound);
+        }
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let pad = || (0usize..3, 0usize..3, 0usize..3, 0usize..3);
+    let kernel = prop_oneof![4 => Just((3, 3)), 1 => Just((1, 1)), 1 => (1usize..6, 1usize..8)];
+    let channels = (
+        prop_oneof![1 => Just(0usize), 9 => 1usize..38],
+        prop_oneof![1 => Just(0usize), 9 => 1usize..70],
+    );
+    let sizes = (0usize..3, (0usize..12, 1usize..12), channels);
+    let window = (kernel, 1usize..4, pad(), any::<bool>());
+    (
+        sizes,
+        window,
+        0usize..3,
+        prop::sample::select(&ACTIVATIONS[..]),
+        any::<bool>(),
+        0usize..3,
+    )
+        .prop_map(
+            |(
+                (batch, size, channels),
+                (kernel, stride, (top, bottom, left, right), upsample),
+                stored,
+                activation,
+                residual,
+                bias,
+            )| Case {
+                batch,
+                size,
+                channels,
+                kernel,
+                stride,
+                padding: Padding {
+                    top,
+                    bottom,
+                    left,
+                    right,
+                },
+                upsample,
+                stored,
+                activation,
+                residual,
+                bias,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn any_shape_agrees_with_the_reference(case in case()) {
+        case.check(ConvAlgorithm::Direct, 1.0);
+    }
+}
+
+pub fn plain(size: (usize, usize), channels: (usize, usize), kernel: usize) -> ConvCase {
+    ConvCase(Case {
+        batch: 2,
+        size,
+        channels,
+        kernel: (kernel, kernel),
+        stride: 1,
+        padding: Padding::all(kernel / 2),
+        upsample: false,
+        stored: 1,
+        activation: Activation::Silu,
+        residual: true,
+        bias: 2,
+    })
+}
+
+pub struct ConvCase(Case);
+
+#[test]
+fn blocked_channels_agree_with_the_reference() {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
+    pool.install(|| {
+        plain((7, 9), (150, 67), 3)
+            .0
+            .check(ConvAlgorithm::Direct, 1.0);
+        plain((5, 5), (600, 33), 1)
+            .0
+            .check(ConvAlgorithm::Direct, 1.0);
+        // More places in the window than one block of the inner dimension holds.
+        plain((25, 26), (2, 5), 25)
+            .0
+            .check(ConvAlgorithm::Direct, 1.0);
+    });
+}
+
+#[test]
+fn wrong_lengths_are_errors() {
+    let case = plain((4, 4), (3, 5), 3).0;
+    let inputs = case.inputs(false);
+    let mut out = vec![0.0; case.out_len()];
+    let call = |x: &[f32], out: &mut [f32], stride| {
+        conv2d(Conv2d {
+            x,
+            stride,
+            ..case.call(&inputs, out, ConvAlgorithm::Auto)
+        })
+    };
+    assert_eq!(call(&inputs.x, &mut out, 1), Ok(()));
+    let short = KernelError::Length {
+        what: "x",
+        expected: 96,
+        found: 95,
+    };
+    assert_eq!(call(&inputs.x[1..], &mut out, 1), Err(short));
+    assert!(call(&inputs.x, &mut out[1..], 1).is_err());
+    assert!(matches!(
+        call(&inputs.x, &mut out, 0),
+        Err(KernelError::Size { .. })
+    ));
+}

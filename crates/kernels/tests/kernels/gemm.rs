@@ -1,0 +1,291 @@
+use aquatint_kernels::{
+    Activation, Epilogue, Gemm, Isa, KernelError, MatMut, MatRef, Rhs, RhsLayout, gemm, reference,
+};
+use proptest::prelude::*;
+
+use crate::{ACTIVATIONS, ROUNDOFF, Stored, assert_close, noise, size};
+
+#[derive(Debug, Clone)]
+struct Case {
+    batch: usize,
+    size: (usize, usize, usize),
+    gaps: (usize, usize, usize),
+    layout: RhsLayout,
+    stored: usize,
+    activation: Activation,
+    bias: bool,
+    residual: bool,
+    shared: bool,
+}
+
+impl Case {
+    fn strides(&self) -> (usize, usize, usize) {
+        let (_, n, k) = self.size;
+        let rows = match self.layout {
+            RhsLayout::RowsAreOutputs => k,
+            RhsLayout::RowsAreInner => n,
+        };
+        (k + self.gaps.0, rows + self.gaps.1, n + self.gaps.2)
+    }
+
+    fn b_rows(&self) -> usize {
+        match self.layout {
+            RhsLayout::RowsAreOutputs => self.size.1,
+            RhsLayout::RowsAreInner => self.size.2,
+        }
+    }
+
+    /// Inputs a, b, bias, residual.
+    fn inputs(&self) -> [Vec<f32>; 4] {
+        let ((m, n, _), (sa, sb, sc)) = (self.size, self.strides());
+        let matrices = if self.shared { 1 } else { self.batch };
+        [
+            noise(self.batch * m * sa, 1),
+            noise(matrices * self.b_rows() * sb, 2),
+            noise(n, 3),
+            noise(self.batch * m * sc, 4),
+        ]
+    }
+
+    fn call<'a>(
+        &self,
+        a: &'a [f32],
+        b: &'a Stored,
+        bias: &'a [f32],
+        residual: &'a [f32],
+        c: &'a mut [f32],
+    ) -> Gemm<'a> {
+        let ((m, n, k), (sa, sb, sc)) = (self.size, self.strides());
+        let rows = MatRef {
+            data: residual,
+            row_stride: sc,
+            batch_stride: m * sc,
+        };
+        Gemm {
+            batch: self.batch,
+            m,
+            n,
+            k,
+            a: MatRef {
+                data: a,
+                row_stride: sa,
+                batch_stride: m * sa,
+            },
+            b: Rhs {
+                data: b.data(),
+                layout: self.layout,
+                row_stride: sb,
+                batch_stride: if self.shared { 0 } else { self.b_rows() * sb },
+            },
+            c: MatMut {
+                data: c,
+                row_stride: sc,
+                batch_stride: m * sc,
+            },
+            epilogue: Epilogue {
+                bias: self.bias.then_some(bias),
+                activation: self.activation,
+                residual: self.residual.then_some(rows),
+            },
+        }
+    }
+
+    fn check(&self) {
+        let [a, b, bias, residual] = self.inputs();
+        let abs = |v: &[f32]| v.iter().map(|x| x.abs()).collect::<Vec<_>>();
+        // Elements between rows must stay as they are.
+        let fresh = vec![777.0f32; self.batch * self.size.0 * self.strides().2];
+        let (mut want, mut magnitude) = (fresh.clone(), fresh.clone());
+        let stored = Stored::new(b.clone(), self.stored);
+        reference::gemm(self.call(&a, &stored, &bias, &residual, &mut want)).unwrap();
+        let stored_abs = Stored::new(abs(&b), self.stored);
+        let plain = Case {
+            activation: Activation::None,
+            ..self.clone()
+        };
+        let (abs_a, abs_bias, abs_residual) = (abs(&a), abs(&bias), abs(&residual));
+        reference::gemm(plain.call(
+            &abs_a,
+            &stored_abs,
+            &abs_bias,
+            &abs_residual,
+            &mut magnitude,
+        ))
+        .unwrap();
+        // Rounding errors add up like a random walk over k; activations have slopes up to 1.13 and their own 4e-7.
+        let bound = (8.0 + (self.size.2 as f64).sqrt()) * ROUNDOFF * 1.2
+            + if self.activation == Activation::None {
+                0.0
+            } else {
+                4e-7
+            };
+        for isa in Isa::available() {
+            let mut got = fresh.clone();
+            self.call(&a, &stored, &bias, &residual, &mut got)
+                .run(isa)
+                .unwrap();
+            assert_close(
+                &format!("{} {self:?}", isa.name()),
+                &got,
+                &want,
+                &magnitude,
+                bound,
+            );
+        }
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let layout = prop_oneof![
+        Just(RhsLayout::RowsAreOutputs),
+        Just(RhsLayout::RowsAreInner)
+    ];
+    let options = (
+        0usize..3,
+        prop::sample::select(&ACTIVATIONS[..]),
+        any::<[bool; 3]>(),
+    );
+    (
+        0usize..4,
+        (size(), size(), size()),
+        (0usize..5, 0usize..5, 0usize..5),
+        layout,
+        options,
+    )
+        .prop_map(
+            |(batch, size, gaps, layout, (stored, activation, [bias, residual, shared]))| Case {
+                batch,
+                size,
+                gaps,
+                layout,
+                stored,
+                activation,
+                bias,
+                residual,
+                shared,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn any_shape_agrees_with_the_reference(case in case()) {
+        case.check();
+    }
+}
+
+/// Large enough for several blocks of the inner dimension, and for tasks on several threads.
+#[test]
+fn blocked_shapes_agree_with_the_reference() {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
+    for (size, layout, stored) in [
+        ((61, 70, 1231), RhsLayout::RowsAreOutputs, 0),
+        ((130, 257, 600), RhsLayout::RowsAreInner, 1),
+        ((29, 330, 580), RhsLayout::RowsAreOutputs, 2),
+        ((5, 300, 1153), RhsLayout::RowsAreOutputs, 1),
+    ] {
+        let case = Case {
+            batch: 2,
+            size,
+            gaps: (3, 1, 2),
+            layout,
+            stored,
+            activation: Activation::Silu,
+            bias: true,
+            residual: true,
+            shared: true,
+        };
+        pool.install(|| case.check());
+    }
+}
+
+/// The result does not depend on the number of threads.
+#[test]
+fn threads_do_not_change_the_result() {
+    let (a, b) = (noise(150 * 700, 1), Stored::new(noise(90 * 700, 2), 0));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let mut c = vec![0.0; 150 * 90];
+        pool.install(|| {
+            gemm(Gemm {
+                batch: 1,
+                m: 150,
+                n: 90,
+                k: 700,
+                a: MatRef::new(&a, 700),
+                b: Rhs::weight(b.data(), 700),
+                c: MatMut::new(&mut c, 150, 90),
+                epilogue: Epilogue::default(),
+            })
+        })
+        .unwrap();
+        c
+    };
+    assert_eq!(run(1), run(4));
+}
+
+#[test]
+fn short_slices_and_overlapping_rows_are_errors() {
+    let (a, b) = (vec![0.0; 12], Stored::new(vec![0.0; 12], 0));
+    let call = |a_len: usize, b_stride: usize, c_len: usize, c_stride: usize| {
+        let mut c = vec![0.0; c_len];
+        gemm(Gemm {
+            batch: 1,
+            m: 3,
+            n: 3,
+            k: 4,
+            a: MatRef::new(&a[..a_len], 4),
+            b: Rhs {
+                row_stride: b_stride,
+                ..Rhs::weight(b.data(), 4)
+            },
+            c: MatMut {
+                data: &mut c,
+                row_stride: c_stride,
+                batch_stride: 0,
+            },
+            epilogue: Epilogue::default(),
+        })
+    };
+    assert_eq!(call(12, 4, 9, 3), Ok(()));
+    assert_eq!(
+        call(11, 4, 9, 3),
+        Err(KernelError::Length {
+            what: "a",
+            expected: 12,
+            found: 11
+        })
+    );
+    assert_eq!(
+        call(12, 5, 9, 3),
+        Err(KernelError::Length {
+            what: "b",
+            expected: 14,
+            found: 12
+        })
+    );
+    assert_eq!(
+        call(12, 4, 8, 3),
+        Err(KernelError::Length {
+            what: "c",
+            expected: 9,
+            found: 8
+        })
+    );
+    assert_eq!(
+        call(12, 4, 9, 2),
+        Err(KernelError::Stride {
+            what: "c rows",
+            expected: 3,
+            found: 2
+        })
+    );
+    assert!(call(12, usize::MAX, 9, 3).is_err());
+}

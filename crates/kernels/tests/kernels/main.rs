@@ -1,0 +1,78 @@
+//! Every kernel against its naive reference, on every instruction set of this machine.
+
+mod attention;
+mod conv;
+mod gemm;
+mod rows;
+
+use aquatint_kernels::{Activation, RhsData};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// Half a unit in the last place of 1.
+pub const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
+
+/// Numbers in [-1, 1), the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A weight in one of its storage types.
+#[derive(Debug, Clone)]
+pub enum Stored {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+impl Stored {
+    pub fn new(values: Vec<f32>, kind: usize) -> Self {
+        match kind % 3 {
+            0 => Self::F32(values),
+            1 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
+            _ => Self::BF16(values.into_iter().map(bf16::from_f32).collect()),
+        }
+    }
+
+    pub fn data(&self) -> RhsData<'_> {
+        match self {
+            Self::F32(v) => RhsData::F32(v),
+            Self::F16(v) => RhsData::F16(v),
+            Self::BF16(v) => RhsData::BF16(v),
+        }
+    }
+}
+
+pub const ACTIVATIONS: [Activation; 5] = [
+    Activation::None,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+];
+
+/// Sizes that find edges: nothing, one, primes, and around the tiles.
+pub fn size() -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(0usize), 2 => Just(1usize), 6 => 2usize..40, 2 => prop::sample::select(vec![47, 61, 97, 128])]
+}
+
+/// Asserts `|got - want| <= bound * magnitude` for every element.
+pub fn assert_close(what: &str, got: &[f32], want: &[f32], magnitude: &[f32], bound: f64) {
+    assert_eq!(got.len(), want.len());
+    for (i, ((&g, &w), &m)) in got.iter().zip(want).zip(magnitude).enumerate() {
+        let error = (f64::from(g) - f64::from(w)).abs();
+        let allowed = bound * f64::from(m.abs()) + 1e-30;
+        assert!(
+            error <= allowed,
+            "{what}: element {i} is {g}, not {w}: {error:e} > {allowed:e}"
+        );
+    }
+}
