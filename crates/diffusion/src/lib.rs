@@ -17,6 +17,7 @@ pub mod plan;
 pub mod prediction;
 pub mod rng;
 pub mod sampler;
+pub mod schedule;
 mod spacing;
 mod special;
 

@@ -42,7 +42,7 @@ pub(super) fn log(x: f32) -> f32 {
     ];
     // ln 2 in two parts, the big one exact in few bits.
     const LN2_LOW: f32 = -0.000_212_194_44;
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
 
     // x = m * 2^e with m in [0.5, 1), then m in [sqrt(1/2), sqrt(2)), less one.
     let bits = x.to_bits();

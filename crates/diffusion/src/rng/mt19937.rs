@@ -11,14 +11,14 @@ const LOWER: u32 = 0x7fff_ffff;
 /// The engine: 624 words, and how many of them have been handed out.
 #[derive(Clone, Debug)]
 pub(super) struct Mt19937 {
-    words: [u32; N],
+    words: Box<[u32; N]>,
     used: usize,
 }
 
 impl Mt19937 {
     /// Seeds with the recurrence of the 2002 reference code (`init_genrand`).
     pub(super) fn new(seed: u32) -> Self {
-        let mut words = [seed; N];
+        let mut words = Box::new([seed; N]);
         for i in 1..N {
             let before = words[i - 1];
             words[i] = (before ^ (before >> 30))
@@ -31,13 +31,13 @@ impl Mt19937 {
     /// Rebuilds an engine from its words and the count of used ones; `None` when they are not a
     /// state that an engine can be in.
     pub(super) fn from_parts(words: &[u32], used: usize) -> Option<Self> {
-        let words: [u32; N] = words.try_into().ok()?;
+        let words: Box<[u32; N]> = Box::new(words.try_into().ok()?);
         (used <= N).then_some(Self { words, used })
     }
 
     /// The words and the count of used ones.
     pub(super) fn parts(&self) -> (&[u32], usize) {
-        (&self.words, self.used)
+        (&self.words[..], self.used)
     }
 
     /// The next tempered word.
