@@ -49,10 +49,14 @@ SCHEDULERS = {
         use_karras_sigmas=False)),
 }
 
+# A loader of single files sees tensors and no config. Two rules hold for every published model and for
+# these tiny ones, so that both layouts give the same numbers: heads = max(1, channels / 64) (SD 1: eight
+# heads), and groups of the norms = min(32, narrowest channels / 4). One channel a group would not do:
+# the norm would erase what the time embedding adds.
 UNET = dict(
     act_fn="silu", center_input_sample=False, downsample_padding=1, flip_sin_to_cos=True, freq_shift=0,
     in_channels=4, out_channels=4, layers_per_block=2, mid_block_scale_factor=1, norm_eps=1e-5,
-    norm_num_groups=32)
+    norm_num_groups=8)
 UNETS = {
     # Eight heads (the name attention_head_dim is SD 1's misnomer), 1x1 convolutions as projections.
     "sd1": dict(
@@ -75,8 +79,8 @@ UNETS = {
 }
 
 VAE = dict(
-    act_fn="silu", block_out_channels=(32, 32, 32, 32), in_channels=3, out_channels=3, latent_channels=4,
-    layers_per_block=2, norm_num_groups=32, down_block_types=("DownEncoderBlock2D",) * 4,
+    act_fn="silu", block_out_channels=(16, 16, 32, 32), in_channels=3, out_channels=3, latent_channels=4,
+    layers_per_block=2, norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4)
 VAES = {
     "sd1": dict(VAE, sample_size=128, scaling_factor=0.18215),
@@ -120,9 +124,11 @@ def draw_weights(module, seed):
             normal(layer.weight, 1.0, 0.2)
             normal(layer.bias, 0.0, 0.1)
         elif isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
-            # Sharper attention than a fresh network has, else softmax is hardly tested.
-            last = name.rsplit(".", 1)[-1]
-            gain = 1.6 if last in ("to_q", "to_k", "q_proj", "k_proj") else 0.9
+            gain = 0.9
+            if name.endswith(("to_q", "to_k", "q_proj", "k_proj")):
+                gain = 1.4  # sharper attention than a fresh network has, else softmax is hardly tested
+            elif name.endswith(("conv2", "proj_out", "net.2", "to_out.0")):
+                gain = 0.5  # the ends of residual branches: a deep network of strong ones is chaotic
             normal(layer.weight, 0.0, gain / layer.weight[0].numel() ** 0.5)
             if layer.bias is not None:
                 normal(layer.bias, 0.0, 0.1)

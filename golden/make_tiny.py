@@ -50,7 +50,7 @@ def build(family, folder):
     for name, layer in unet.named_modules():
         if name.endswith("attn2.to_out.0"):
             # The text is heard, so that guidance has something to guide.
-            layer.weight.data *= 1.5
+            layer.weight.data *= 2.5
     vae = draw_weights(AutoencoderKL(**common.VAES[family]), SEEDS[family] + 30)
     # The decoder's norms would hide a wrong latent scale, were there nothing to measure it by.
     vae.post_quant_conv.bias.data *= 30

@@ -10,23 +10,32 @@ use crate::Error;
 /// (latents after each step, NCHW) and `<name>/image` (u8, `[height, width, 3]`).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Case {
-    /// The prefix of its tensors, e.g. `pipe/dpmpp_2m_karras/g7.5/seed831`.
+    /// The prefix of its tensors, e.g. `pipe/dpmpp_2m_karras/g7.5/seed1046764073`.
     pub name: String,
     /// The `.safetensors` file that holds them, beside the manifest.
     pub file: String,
     /// The folder of the model, relative to `golden/`.
     pub model: String,
+    /// The folder in the model that holds the scheduler's config: `scheduler`, or `scheduler_turbo`
+    /// where SDXL's weights stand for a distilled model's.
+    pub scheduler: String,
     /// Aquatint's name of the sampler.
     pub sampler: String,
     /// Aquatint's name of the schedule.
     pub schedule: String,
-    /// The options given to the diffusers scheduler, for the record.
+    /// How the timesteps are spread: `leading`, `trailing` or `linspace`.
+    pub spacing: String,
+    /// The whole config of the diffusers scheduler, and its class as `class_name`.
     pub diffusers: serde_json::Value,
+    /// The scheduler's timesteps, one for each latent recorded.
+    pub timesteps: Vec<f64>,
+    /// The scheduler's sigmas where it has them.
+    pub sigmas: Option<Vec<f64>>,
     /// Number of steps asked for.
     pub steps: usize,
     /// Number of latents recorded (solvers of two stages record each call of the scheduler).
     pub recorded: usize,
-    /// Guidance scale; 1.0 is off.
+    /// Guidance scale; 1.0 and below is off.
     pub guidance: f64,
     /// DDIM's eta, TCD's gamma, 0 elsewhere.
     pub eta: f64,
@@ -67,5 +76,33 @@ impl Cases {
             path,
             what: e.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Tensors, golden};
+
+    #[test]
+    fn every_case_has_its_tensors() {
+        for family in ["sd1", "sd2", "sdxl"] {
+            let cases = Cases::read(golden(family).join("cases.json")).unwrap().cases;
+            assert!(cases.len() >= 28, "{family} has {} cases", cases.len());
+            let tensors = Tensors::read(golden(family).join(&cases[0].file)).unwrap();
+            for case in cases {
+                let latent = [1, 4, case.height / 8, case.width / 8];
+                assert_eq!(tensors.get(&format!("{}/noise", case.name)).shape(), latent);
+                for step in 0..case.recorded {
+                    let name = format!("{}/step{step:02}", case.name);
+                    assert_eq!(tensors.get(&name).shape(), latent);
+                }
+                let image = tensors.get(&format!("{}/image", case.name));
+                assert_eq!(image.shape(), [case.height, case.width, 3]);
+                assert_eq!(case.timesteps.len(), case.recorded);
+                // Half of the project's tolerance must be left to Aquatint.
+                assert!(case.rounding < 5e-5, "{}: {}", case.name, case.rounding);
+            }
+        }
     }
 }
