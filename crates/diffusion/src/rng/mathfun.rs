@@ -94,3 +94,43 @@ pub(super) fn sin_cos(x: f32) -> (f32, f32) {
         f32::from_bits(cos.to_bits() ^ cos_sign),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn assert_fused(a: f32, b: f32, c: f32) -> Result<(), TestCaseError> {
+        let (got, want) = (fma(a, b, c), a.mul_add(b, c));
+        prop_assert!(
+            got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+            "{} * {} + {}: {} for {}",
+            a,
+            b,
+            c,
+            got,
+            want
+        );
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn fma_rounds_once(a in any::<f32>(), b in any::<f32>(), c in any::<f32>()) {
+            assert_fused(a, b, c)?;
+        }
+
+        /// Sums near a tie: a product half a unit in the last place of `c`, give or take very little.
+        #[test]
+        fn fma_rounds_ties_once(c in 1.0_f32..2.0, a in 1_u32..1 << 23, exact in any::<bool>()) {
+            let half = f32::EPSILON / 2.0;
+            let a = if exact { 1.0 } else { f32::from_bits(0x3f80_0000 + (a & 3)) };
+            for sign in [-1.0, 1.0] {
+                assert_fused(a, sign * half, c)?;
+                assert_fused(a * 2.0_f32.powi(-126), sign * half, c * 2.0_f32.powi(-126))?;
+            }
+        }
+    }
+}

@@ -11,11 +11,12 @@ use crate::noise::NoiseSource;
 /// Box and Muller. Element `i` of a call hence does not depend on how many others there are.
 ///
 /// The integers are CUDA's exactly. The transform is done in `f32` with correctly rounded
-/// functions, CUDA's `logf` and `sinf` are within 1 to 2 units in the last place of that. A GPU
-/// makes values with an index past its number of resident threads (from about 40 thousand on small
-/// cards to several hundred thousand on big ones) out of the other words of earlier subsequences,
-/// so beyond that size a seed's noise differs between cards; like AUTOMATIC1111 and
-/// stable-diffusion.cpp, this goes on as an unbounded card would.
+/// functions; CUDA's `logf` and `sinf` are within 1 to 2 units in the last place of that
+/// (AUTOMATIC1111's double precision differs by up to 1e-5 where a value is near 0). A GPU makes
+/// values with an index past its number of resident threads (1536 or 2048 for each of its
+/// multiprocessors) out of the other words of earlier subsequences, so beyond that size a seed's
+/// noise differs between cards; like AUTOMATIC1111 and stable-diffusion.cpp, this goes on as an
+/// unbounded card would.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Philox {
     seed: u64,

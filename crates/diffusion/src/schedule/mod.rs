@@ -2,8 +2,8 @@
 //!
 //! A schedule looks at the noise levels of a network ([`ModelSigmas`]) and a number of steps, and
 //! gives the sigmas (noise over signal) from the start of each step, with 0 at the end. It knows
-//! nothing of samplers. The formulas are those of k-diffusion and ComfyUI, in `f64`;
-//! [`Sigmas`](crate::Sigmas) names the forms that diffusers' schedulers have of their own.
+//! nothing of samplers. The formulas are those of k-diffusion and ComfyUI, in `f64`. Where diffusers'
+//! schedulers have a form of their own, which depends on the scheduler, the row names it.
 //!
 //! To add one: a function here or in a file of its own, and a row of [`SCHEDULES`].
 
@@ -18,6 +18,7 @@ mod linear_quadratic;
 pub use align_your_steps::SearchedLevels;
 
 use crate::beta::NoiseSchedule;
+use crate::plan::Sigmas;
 
 /// More steps than anybody has asked for in earnest.
 const MOST_STEPS: usize = 10_000;
@@ -184,6 +185,10 @@ pub struct ScheduleInfo {
     pub summary: &'static str,
     /// Where it comes from.
     pub reference: &'static str,
+    /// The form of it that diffusers' schedulers have themselves, for [`Plan::new`](crate::Plan::new)
+    /// to lay as the sampler's diffusers class does; without one, give the plan
+    /// [`sigmas`](Self::sigmas).
+    pub in_diffusers: Option<Sigmas<'static>>,
     /// How many steps it can place, given the number of training steps.
     most_steps: fn(usize) -> usize,
     /// The sigmas of the steps' starts; the final 0 is added by [`sigmas`](Self::sigmas).
@@ -247,6 +252,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["uniform", "discrete"],
         summary: "Evenly in training steps, both ends included",
         reference: "k-diffusion DiscreteSchedule.get_sigmas; ComfyUI normal_scheduler",
+        in_diffusers: Some(Sigmas::Normal),
         most_steps: ANY,
         starts: discrete::normal,
     },
@@ -255,6 +261,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &[],
         summary: "Evenly in the 7th root of sigma: more steps where noise is low",
         reference: "Karras et al. 2022, Elucidating the Design Space, equation 5",
+        in_diffusers: Some(Sigmas::Karras),
         most_steps: ANY,
         starts: curves::karras,
     },
@@ -263,6 +270,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["exp"],
         summary: "Evenly in the logarithm of sigma",
         reference: "k-diffusion get_sigmas_exponential",
+        in_diffusers: Some(Sigmas::Exponential),
         most_steps: ANY,
         starts: curves::exponential,
     },
@@ -271,6 +279,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["poly_exponential"],
         summary: "A power of the ramp in the logarithm of sigma; exponential at power 1",
         reference: "k-diffusion get_sigmas_polyexponential",
+        in_diffusers: None,
         most_steps: ANY,
         starts: curves::polyexponential,
     },
@@ -279,6 +288,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["sgm"],
         summary: "Evenly in training steps without the last one: for few-step models",
         reference: "Stability AI generative-models; ComfyUI normal_scheduler with sgm",
+        in_diffusers: None,
         most_steps: ANY,
         starts: discrete::sgm_uniform,
     },
@@ -287,6 +297,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &[],
         summary: "Every n-th training step from the top",
         reference: "ComfyUI simple_scheduler",
+        in_diffusers: None,
         most_steps: EACH,
         starts: discrete::simple,
     },
@@ -295,6 +306,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["ddim"],
         summary: "Every n-th training step from the bottom, as DDIM spaced them",
         reference: "Song et al. 2021, Denoising Diffusion Implicit Models; diffusers `leading`",
+        in_diffusers: None,
         most_steps: |training_steps| training_steps.saturating_sub(1),
         starts: discrete::ddim_uniform,
     },
@@ -303,6 +315,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &[],
         summary: "Quantiles of a Beta distribution: more steps at both ends",
         reference: "Lee et al. 2024, Beta Sampling is All You Need; ComfyUI beta_scheduler",
+        in_diffusers: Some(Sigmas::Beta),
         most_steps: EACH,
         starts: beta::beta,
     },
@@ -311,6 +324,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["kl"],
         summary: "Evenly in the arctangent of sigma",
         reference: "Sabour et al. 2024, Align Your Steps, theorem 3.1; ComfyUI kl_optimal_scheduler",
+        in_diffusers: None,
         most_steps: ANY,
         starts: curves::kl_optimal,
     },
@@ -319,6 +333,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &[],
         summary: "Half of the steps on the first 2.5 % of sigma, then a parabola: for flow models",
         reference: "Genmo Mochi 1; ComfyUI linear_quadratic_schedule",
+        in_diffusers: None,
         most_steps: ANY,
         starts: linear_quadratic::linear_quadratic,
     },
@@ -327,6 +342,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &["ays"],
         summary: "Levels searched for Stable Diffusion 1.5, SDXL and SVD: for about 10 steps",
         reference: "Sabour et al. 2024, Align Your Steps; ComfyUI AlignYourStepsScheduler",
+        in_diffusers: None,
         most_steps: ANY,
         starts: align_your_steps::align_your_steps,
     },
@@ -335,6 +351,7 @@ pub const SCHEDULES: &[ScheduleInfo] = &[
         aliases: &[],
         summary: "Levels searched along the curve of the sampling path: for few steps",
         reference: "Chen et al. 2024, On the Trajectory Regularity of ODE-based Diffusion Sampling",
+        in_diffusers: None,
         most_steps: ANY,
         starts: gits::gits,
     },
