@@ -42,4 +42,94 @@ pub enum ModelError {
     /// A prompt that cannot be parsed or encoded.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// A call with inputs that do not fit the model.
+    #[error("{component}: {what} is {found}, expected {expected}")]
+    Input {
+        /// The part of the model, such as `unet`.
+        component: &'static str,
+        /// Which input.
+        what: &'static str,
+        /// What was given.
+        found: String,
+        /// What the model needs.
+        expected: String,
+    },
+    /// A weight file is missing, damaged, or does not hold what the model needs.
+    #[error(transparent)]
+    Weights(#[from] aquatint_weights::Error),
+    /// A model that this version cannot run.
+    #[error("found {found}, which is not supported")]
+    Unsupported {
+        /// What it is.
+        found: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A file or folder that is no model.
+    #[error("{path}: found {found}, expected a text-to-image model", path = path.display())]
+    NotAModel {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// A file given for one part holds another.
+    #[error("{path}: found {found}, expected {expected}", path = path.display())]
+    NotThePart {
+        /// The file.
+        path: PathBuf,
+        /// What the option expects.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A single file without one of its parts.
+    #[error("{path}: the file holds no {what}", path = path.display())]
+    Apart {
+        /// The file.
+        path: PathBuf,
+        /// The part.
+        what: &'static str,
+        /// The option that gives it.
+        option: &'static str,
+    },
+    /// A tensor that tells the model's shape is not there.
+    #[error("{path}: tensor {name} is missing, which tells the shape of the model", path = path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+}
+
+impl ModelError {
+    /// What the user can do about it, when there is something to say.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            ModelError::Weights(error) => return error.hint().map(str::to_owned),
+            ModelError::Ops(aquatint_ops::OpsError::Source(source)) => {
+                let error = source.downcast_ref::<aquatint_weights::Error>()?;
+                return error.hint().map(str::to_owned);
+            }
+            ModelError::Unsupported { hint, .. } => return Some(hint.clone()),
+            ModelError::NotAModel { .. } => {
+                "give a diffusers folder, or a .safetensors file with a whole model"
+            }
+            ModelError::NotThePart { .. } => "`aquatint inspect FILE` shows what a file holds",
+            ModelError::Apart { option, .. } => {
+                return Some(format!("give it apart with {option} PATH"));
+            }
+            ModelError::Io { .. } => "check that the model folder is complete",
+            ModelError::Json { .. } | ModelError::Config { .. } => {
+                "the model folder is damaged or of a newer kind; get another copy"
+            }
+            ModelError::Missing { .. } => "the file is incomplete; get another copy",
+            ModelError::Ops(_)
+            | ModelError::Tokenizer(_)
+            | ModelError::Prompt(_)
+            | ModelError::Input { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
 }

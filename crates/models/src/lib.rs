@@ -1,8 +1,20 @@
 //! The models of Aquatint: text encoders, UNet, autoencoders, and their detection.
 
+mod checkpoint;
+mod config;
 mod error;
+pub mod families;
+mod folder;
+mod infer;
+pub mod keys;
+mod open;
+mod source;
 pub mod text;
 pub mod unet;
 pub mod vae;
 
+pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, recognise};
 pub use error::ModelError;
+pub use folder::EmbeddedFiles;
+pub use open::find_models;
+pub use source::CheckpointSource;

@@ -2,65 +2,270 @@
 //! not a plain `Flex` tensor (another device, or tracked by autodiff): the caller then takes the
 //! reference.
 
-use burn::tensor::Tensor;
+use aquatint_kernels as kernels;
+use aquatint_kernels::{MatMut, MatRef, Rhs, RhsData};
+use burn::backend::Flex;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Tensor};
+use half::{bf16, f16};
 
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
 
+/// A contiguous f32 operand.
+struct Operand(FlexTensor);
+
+impl Operand {
+    fn new<const D: usize>(x: &Tensor<D>) -> Option<Self> {
+        let x = x.clone().try_into_primitive::<Flex>().ok()?;
+        if x.dtype() != DType::F32 {
+            return None;
+        }
+        Some(Operand(if x.as_slice::<f32>().is_some() {
+            x
+        } else {
+            x.to_contiguous()
+        }))
+    }
+
+    fn optional<const D: usize>(x: &Option<Tensor<D>>) -> Option<Option<Self>> {
+        match x {
+            None => Some(None),
+            Some(x) => Operand::new(x).map(Some),
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        // Contiguous and f32, by construction.
+        self.0.as_slice::<f32>().unwrap_or_default()
+    }
+
+    /// The buffer, in place where nobody else holds it, else a copy.
+    fn into_vec(self) -> Vec<f32> {
+        self.0
+            .into_data()
+            .into_vec::<f32>()
+            .expect("the operand is f32")
+    }
+}
+
+/// A contiguous weight in its storage type.
+struct Weight(FlexTensor);
+
+impl Weight {
+    fn new<const D: usize>(x: &Tensor<D>) -> Option<Self> {
+        let x = x.clone().try_into_primitive::<Flex>().ok()?;
+        let contiguous = x.layout().contiguous_offsets().is_some();
+        let x = if contiguous { x } else { x.to_contiguous() };
+        matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16).then_some(Weight(x))
+    }
+
+    fn data(&self) -> RhsData<'_> {
+        match self.0.dtype() {
+            DType::F16 => RhsData::F16(self.0.as_slice::<f16>().unwrap_or_default()),
+            DType::BF16 => RhsData::BF16(self.0.as_slice::<bf16>().unwrap_or_default()),
+            _ => RhsData::F32(self.0.as_slice::<f32>().unwrap_or_default()),
+        }
+    }
+}
+
+fn wrap<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    let layout = Layout::contiguous(shape.to_vec().into());
+    let primitive = FlexTensor::new(Bytes::from_elems(values), layout, DType::F32);
+    Tensor::from_primitive::<Flex>(primitive)
+}
+
+/// Kernels check lengths; the shapes handed to them come from the tensors themselves.
+fn done(result: Result<(), kernels::KernelError>) {
+    if let Err(error) = result {
+        panic!("shape mismatch in a fused operation: {error}");
+    }
+}
+
 pub(crate) fn linear<const D: usize>(
-    _x: &Tensor<D>,
-    _weight: &Tensor<2>,
-    _epilogue: &Epilogue<D>,
+    x: &Tensor<D>,
+    weight: &Tensor<2>,
+    epilogue: &Epilogue<D>,
 ) -> Option<Tensor<D>> {
-    None
+    let (input, weight_data) = (Operand::new(x)?, Weight::new(weight)?);
+    let bias = Operand::optional(&epilogue.bias)?;
+    let residual = Operand::optional(&epilogue.residual)?;
+    let [n, k] = weight.dims();
+    let mut shape = x.dims();
+    let m = shape[..D - 1].iter().product();
+    shape[D - 1] = n;
+    let mut out = vec![0f32; m * n];
+    done(kernels::gemm(kernels::Gemm {
+        batch: 1,
+        m,
+        n,
+        k,
+        a: MatRef::new(input.values(), k),
+        b: Rhs::weight(weight_data.data(), k),
+        c: MatMut::new(&mut out, m, n),
+        epilogue: kernels::Epilogue {
+            bias: bias.as_ref().map(Operand::values),
+            activation: epilogue.activation,
+            residual: residual.as_ref().map(|r| MatRef::new(r.values(), n)),
+        },
+    }));
+    Some(wrap(out, shape))
 }
 
 pub(crate) fn conv2d(
-    _x: &Tensor<4>,
-    _weight: &Tensor<4>,
-    _shape: Conv2dShape,
-    _epilogue: &Epilogue<4>,
+    x: &Tensor<4>,
+    weight: &Tensor<4>,
+    shape: Conv2dShape,
+    epilogue: &Epilogue<4>,
 ) -> Option<Tensor<4>> {
-    None
+    let (input, weight_data) = (Operand::new(x)?, Weight::new(weight)?);
+    let bias = Operand::optional(&epilogue.bias)?;
+    let residual = Operand::optional(&epilogue.residual)?;
+    let [batch, height, width, in_channels] = x.dims();
+    let [out_channels, _, kh, kw] = weight.dims();
+    let [oh, ow] = shape.output(height, width, [kh, kw]);
+    let [top, bottom, left, right] = shape.padding;
+    let mut out = vec![0f32; batch * oh * ow * out_channels];
+    done(kernels::conv2d(kernels::Conv2d {
+        x: input.values(),
+        batch,
+        height,
+        width,
+        in_channels,
+        out_channels,
+        kernel: (kh, kw),
+        weight: weight_data.data(),
+        bias: bias.as_ref().map(Operand::values),
+        stride: shape.stride,
+        padding: kernels::Padding {
+            top,
+            bottom,
+            left,
+            right,
+        },
+        upsample: shape.upsample,
+        activation: epilogue.activation,
+        residual: residual.as_ref().map(Operand::values),
+        out: &mut out,
+        algorithm: kernels::ConvAlgorithm::Auto,
+    }));
+    Some(wrap(out, [batch, oh, ow, out_channels]))
 }
 
 pub(crate) fn attention(
-    _q: &Tensor<3>,
-    _k: &Tensor<3>,
-    _v: &Tensor<3>,
-    _heads: usize,
-    _mask: &AttentionMask,
+    q: &Tensor<3>,
+    k: &Tensor<3>,
+    v: &Tensor<3>,
+    heads: usize,
+    mask: &AttentionMask,
 ) -> Option<Tensor<3>> {
-    None
+    let (qs, ks, vs) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
+    let additive = match mask {
+        AttentionMask::Additive(m) => Some(Operand::new(m)?),
+        _ => None,
+    };
+    let [batch, queries, channels] = q.dims();
+    let keys = k.dims()[1];
+    let head_dim = channels / heads;
+    let view = |data, tokens| kernels::HeadsRef::new(data, tokens, heads, head_dim);
+    let mut out = vec![0f32; batch * queries * channels];
+    done(kernels::attention(kernels::Attention {
+        batch,
+        heads,
+        queries,
+        keys,
+        head_dim,
+        q: view(qs.values(), queries),
+        k: view(ks.values(), keys),
+        v: view(vs.values(), keys),
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        causal: matches!(mask, AttentionMask::Causal),
+        mask: additive
+            .as_ref()
+            .map(|m| kernels::Mask::queries_keys(m.values(), keys)),
+        out: &mut out,
+    }));
+    Some(wrap(out, [batch, queries, channels]))
 }
 
 pub(crate) fn group_norm<const D: usize>(
-    _x: &Tensor<D>,
-    _groups: usize,
-    _eps: f64,
-    _gamma: &Tensor<1>,
-    _beta: &Tensor<1>,
-    _silu: bool,
+    x: &Tensor<D>,
+    groups: usize,
+    eps: f64,
+    gamma: &Tensor<1>,
+    beta: &Tensor<1>,
+    silu: bool,
 ) -> Option<Tensor<D>> {
-    None
+    let (input, gamma, beta) = (Operand::new(x)?, Operand::new(gamma)?, Operand::new(beta)?);
+    let shape = x.dims();
+    let mut out = vec![0f32; input.values().len()];
+    done(kernels::group_norm(kernels::GroupNorm {
+        x: input.values(),
+        batch: shape[0],
+        pixels: shape[1..D - 1].iter().product(),
+        channels: shape[D - 1],
+        groups,
+        eps: eps as f32,
+        gamma: Some(gamma.values()),
+        beta: Some(beta.values()),
+        activation: if silu {
+            Activation::Silu
+        } else {
+            Activation::None
+        },
+        out: &mut out,
+    }));
+    Some(wrap(out, shape))
 }
 
 pub(crate) fn layer_norm<const D: usize>(
-    _x: &Tensor<D>,
-    _eps: f64,
-    _gamma: &Tensor<1>,
-    _beta: &Tensor<1>,
+    x: &Tensor<D>,
+    eps: f64,
+    gamma: &Tensor<1>,
+    beta: &Tensor<1>,
 ) -> Option<Tensor<D>> {
-    None
+    let (input, gamma, beta) = (Operand::new(x)?, Operand::new(gamma)?, Operand::new(beta)?);
+    let shape = x.dims();
+    let mut out = vec![0f32; input.values().len()];
+    done(kernels::layer_norm(kernels::LayerNorm {
+        x: input.values(),
+        cols: shape[D - 1],
+        eps: eps as f32,
+        gamma: Some(gamma.values()),
+        beta: Some(beta.values()),
+        out: &mut out,
+    }));
+    Some(wrap(out, shape))
 }
 
-pub(crate) fn activate<const D: usize>(_x: &Tensor<D>, _kind: Activation) -> Option<Tensor<D>> {
-    None
+pub(crate) fn activate<const D: usize>(x: &Tensor<D>, kind: Activation) -> Option<Tensor<D>> {
+    let mut out = Operand::new(x)?.into_vec();
+    kernels::activate(&mut out, kind);
+    Some(wrap(out, x.dims()))
 }
 
-pub(crate) fn geglu<const D: usize>(_x: &Tensor<D>) -> Option<Tensor<D>> {
-    None
+pub(crate) fn geglu<const D: usize>(x: &Tensor<D>) -> Option<Tensor<D>> {
+    let input = Operand::new(x)?;
+    let mut shape = x.dims();
+    shape[D - 1] /= 2;
+    let mut out = vec![0f32; shape.iter().product()];
+    done(kernels::geglu(input.values(), shape[D - 1], &mut out));
+    Some(wrap(out, shape))
 }
 
-pub(crate) fn embedding(_table: &Tensor<2>, _ids: &[Vec<u32>]) -> Option<Tensor<3>> {
-    None
+/// The rows that are asked for, and no copy of the table.
+pub(crate) fn embedding(table: &Tensor<2>, ids: &[Vec<u32>]) -> Option<Tensor<3>> {
+    let weight = Weight::new(table)?;
+    let [_, channels] = table.dims();
+    let tokens = ids.first().map_or(0, Vec::len);
+    let mut out = Vec::with_capacity(ids.len() * tokens * channels);
+    for &id in ids.iter().flatten() {
+        let range = id as usize * channels..(id as usize + 1) * channels;
+        match weight.data() {
+            RhsData::F16(d) => out.extend(d[range].iter().map(|v| v.to_f32())),
+            RhsData::BF16(d) => out.extend(d[range].iter().map(|v| v.to_f32())),
+            RhsData::F32(d) => out.extend_from_slice(&d[range]),
+            _ => return None,
+        }
+    }
+    Some(wrap(out, [ids.len(), tokens, channels]))
 }

@@ -4,21 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{flex, reference};
 
-/// An element-wise activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activation {
-    /// Identity.
-    #[default]
-    None,
-    /// `x sigmoid(x)`.
-    Silu,
-    /// GELU with the error function.
-    Gelu,
-    /// GELU by tanh.
-    GeluTanh,
-    /// `x sigmoid(1.702 x)`, as in CLIP.
-    QuickGelu,
-}
+pub use aquatint_kernels::Activation;
 
 /// What is done to a product before it is stored: `activation(x + bias) + residual`.
 #[derive(Debug, Clone)]

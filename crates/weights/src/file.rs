@@ -32,6 +32,16 @@ impl WeightFile {
         Ok(file)
     }
 
+    /// Reads a file that is in memory already, such as one embedded in a program. `path` stands for it in
+    /// messages.
+    ///
+    /// # Errors
+    ///
+    /// As [`WeightFile::open`].
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: bytes::Bytes) -> Result<WeightFile, Error> {
+        formats::open(path.as_ref(), bytes)
+    }
+
     /// The names of `tensors` must be unique; readers check that.
     pub(crate) fn from_parts(
         path: &Path,

@@ -1,0 +1,278 @@
+//! The command line: parsing only. Effects come later.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Turns noise into images with diffusion models, on your own machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "aquatint",
+    version,
+    about,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        aquatint generate \"a red apple\"                       the small model that ships inside\n  \
+        aquatint generate -m sd15.safetensors \"a red apple\" --steps 25 --sampler dpmpp_2m\n  \
+        aquatint generate --from picture.png                  the same picture again\n  \
+        aquatint inspect sd15.safetensors                     what a file holds\n\n\
+        Models are looked up by path, then by name under $AQUATINT_MODELS or ~/.local/share/aquatint/models."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw pictures from a prompt.
+    Generate(Box<GenerateArgs>),
+    /// List the models in a folder.
+    Models(ModelsArgs),
+    /// Show what a weight file, a model folder or a picture holds.
+    Inspect(InspectArgs),
+    /// List the samplers and schedules.
+    Samplers(SamplersArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TilingArg {
+    /// In tiles when the picture is large.
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyntaxArg {
+    /// (word:1.2), ((word)), [word], BREAK, prompts of any length.
+    Weighted,
+    /// The text as it is, cut at 77 tokens, as diffusers does.
+    Plain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// As stored in the file.
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PredictionArg {
+    Epsilon,
+    V,
+    Sample,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to draw.
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
+
+    /// What to stay away from.
+    #[arg(short, long, value_name = "TEXT")]
+    pub negative: Option<String>,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    #[command(flatten)]
+    pub picture: PictureArgs,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+
+    /// Threads to compute with [default: one a core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Running")]
+    pub threads: Option<u32>,
+
+    /// Tell more: the plan, the load report, each step.
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Running")]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A diffusers folder, a .safetensors file, or a name under the model directory
+    /// [default: the model inside the program].
+    #[arg(short, long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub path: Option<PathBuf>,
+
+    /// Autoencoder to use instead of the model's own.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub vae: Option<PathBuf>,
+
+    /// Text encoder to use instead of the model's own; once for each encoder.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub text_encoder: Vec<PathBuf>,
+
+    /// Folder with the tokenizer to use instead of the model's own; once for each encoder.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tokenizer: Vec<PathBuf>,
+
+    /// Folder with the config.json files that describe a single file of unusual size.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub config: Option<PathBuf>,
+
+    /// Variant of a folder's files, such as fp16.
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+
+    /// What the network predicts, when the file does not say.
+    #[arg(long, value_name = "KIND")]
+    pub prediction: Option<PredictionArg>,
+
+    /// Storage of the weights in memory.
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub dtype: DtypeArg,
+
+    /// Tiny autoencoder for previews and quick decodes.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub taesd: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Picture")]
+pub struct PictureArgs {
+    /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub width: Option<u32>,
+
+    /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub height: Option<u32>,
+
+    /// Seed of the noise [default: random, and printed].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+
+    /// Generator of the noise: torch-cpu gives diffusers' pictures, philox those of CUDA.
+    #[arg(long, value_name = "NAME")]
+    pub rng: Option<String>,
+
+    /// Pictures to make, one after another, with seeds counted up.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub count: u32,
+
+    /// Pictures to make at once.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch: Option<u32>,
+
+    /// Repeat the picture of this PNG; other options change it.
+    #[arg(long, value_name = "PNG", value_hint = ValueHint::FilePath)]
+    pub from: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Steps of the sampler [default: the model's].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub steps: Option<u32>,
+
+    /// Guidance scale: how closely to follow the prompt; 1 or less is off [default: the model's].
+    #[arg(short, long, value_name = "F", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+
+    /// Sampler; see `aquatint samplers` [default: the model's].
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
+
+    /// Schedule of the noise levels; see `aquatint samplers` [default: the sampler's].
+    #[arg(long, value_name = "NAME")]
+    pub schedule: Option<String>,
+
+    /// Noise that ddim, tcd and others add back, 0 to 1 [default: the sampler's].
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub eta: Option<f64>,
+
+    /// Rescale of guided predictions, 0 to 1.
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub guidance_rescale: Option<f64>,
+
+    /// Layer of the text encoder counted from the end: 1 is the last, 2 the one before it.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub clip_skip: Option<u32>,
+
+    /// How the prompt is read.
+    #[arg(long, value_name = "KIND")]
+    pub prompt_syntax: Option<SyntaxArg>,
+
+    /// Decode in tiles, which takes less memory.
+    #[arg(long, value_name = "WHEN")]
+    pub vae_tiling: Option<TilingArg>,
+
+    /// Decode with the tiny autoencoder of --taesd: quicker and rougher.
+    #[arg(long, requires = "taesd")]
+    pub quick_decode: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// File or folder to write; %seed, %index and %model expand [default: %model-%seed.png].
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub output: Option<PathBuf>,
+
+    /// Write over files that are there.
+    #[arg(short, long)]
+    pub force: bool,
+
+    /// Write a preview here every few steps.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub preview: Option<PathBuf>,
+
+    /// Steps between previews.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub preview_every: u32,
+
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// Folder to look in [default: $AQUATINT_MODELS or ~/.local/share/aquatint/models].
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A weight file, a model folder, or a PNG that Aquatint wrote.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub file: PathBuf,
+
+    /// List every tensor.
+    #[arg(long)]
+    pub tensors: bool,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SamplersArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

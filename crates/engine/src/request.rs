@@ -1,0 +1,147 @@
+//! What a picture is asked for with.
+
+use serde::Serialize;
+
+use crate::EngineError;
+
+/// Smallest and largest picture side, in pixels.
+pub const SIDES: std::ops::RangeInclusive<u32> = 64..=4096;
+/// Most steps of a run.
+pub const MAX_STEPS: u32 = 1000;
+/// Most pictures of one batch.
+pub const MAX_BATCH: u32 = 64;
+
+/// Whether the decoder works in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tiling {
+    /// When a whole decode would take much memory.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromptSyntax {
+    /// `(word:1.2)`, `((word))`, `[word]`, `BREAK`, chunks of 75 tokens, as AUTOMATIC1111.
+    #[default]
+    Weighted,
+    /// The text as it is, cut at 77 tokens, as diffusers.
+    Plain,
+}
+
+/// Everything that decides a picture, given a model. Two runs of one request give the same bits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Request {
+    /// What to draw.
+    pub prompt: String,
+    /// What to stay away from; `None` differs from an empty text for SDXL.
+    pub negative: Option<String>,
+    /// Pixels, a multiple of 8.
+    pub width: u32,
+    /// Pixels, a multiple of 8.
+    pub height: u32,
+    /// Sampler steps.
+    pub steps: u32,
+    /// Classifier-free guidance scale; at most 1 turns guidance off.
+    pub guidance: f64,
+    /// Rescale of guided predictions (Lin et al., 2023), 0 to 1.
+    pub guidance_rescale: f64,
+    /// Name of the sampler.
+    pub sampler: String,
+    /// Name of the schedule; `None` is the sampler's own spacing.
+    pub schedule: Option<String>,
+    /// Seed of the first picture.
+    pub seed: u64,
+    /// Name of the generator of noise.
+    pub rng: String,
+    /// Pictures made at once, with seeds `seed`, `seed + 1`, ...
+    pub batch: u32,
+    /// Layer of the text encoder, counted from the end (1 is the last).
+    pub clip_skip: Option<u32>,
+    /// Noise added back by stochastic samplers that have the choice.
+    pub eta: Option<f64>,
+    /// How the decoder works.
+    pub vae_tiling: Tiling,
+    /// How prompts are read.
+    pub prompt_syntax: PromptSyntax,
+}
+
+impl Request {
+    /// Checks what does not depend on the model.
+    ///
+    /// # Errors
+    /// [`EngineError::Usage`] that names the value, what is possible, and what to do.
+    pub fn check(&self) -> Result<(), EngineError> {
+        check_side("width", self.width)?;
+        check_side("height", self.height)?;
+        if self.steps == 0 || self.steps > MAX_STEPS {
+            return usage(
+                format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps),
+                "20 to 30 steps suit most samplers".into(),
+            );
+        }
+        if !(0.0..=100.0).contains(&self.guidance) {
+            return usage(
+                format!("guidance is {}, expected 0 to 100", self.guidance),
+                "7.5 is usual for Stable Diffusion 1.x".into(),
+            );
+        }
+        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+            return usage(
+                format!(
+                    "guidance rescale is {}, expected 0 to 1",
+                    self.guidance_rescale
+                ),
+                "0.7 is usual for models without a shifted schedule".into(),
+            );
+        }
+        if let Some(eta) = self.eta
+            && !(0.0..=1.0).contains(&eta)
+        {
+            return usage(
+                format!("eta is {eta}, expected 0 to 1"),
+                "0 is deterministic, 1 adds all noise back".into(),
+            );
+        }
+        if self.batch == 0 || self.batch > MAX_BATCH {
+            return usage(
+                format!("batch is {}, expected 1 to {MAX_BATCH}", self.batch),
+                "use --count for more pictures, one after another".into(),
+            );
+        }
+        if let Some(skip) = self.clip_skip
+            && !(1..=12).contains(&skip)
+        {
+            return usage(
+                format!("clip skip is {skip}, expected 1 to 12"),
+                "1 is the last layer, 2 the one before it".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check_side(name: &str, side: u32) -> Result<(), EngineError> {
+    if SIDES.contains(&side) && side.is_multiple_of(8) {
+        return Ok(());
+    }
+    let near = (side.clamp(*SIDES.start(), *SIDES.end()) + 4) / 8 * 8;
+    usage(
+        format!(
+            "{name} is {side}, expected a multiple of 8 from {} to {}",
+            SIDES.start(),
+            SIDES.end()
+        ),
+        format!("try {near}"),
+    )
+}
+
+fn usage<T>(message: String, hint: String) -> Result<T, EngineError> {
+    Err(EngineError::Usage { message, hint })
+}

@@ -1,0 +1,308 @@
+//! A model on the disk: opened, recognised, and loaded part by part.
+
+use std::path::{Path, PathBuf};
+
+use aquatint_diffusion::{Prediction, SchedulerConfig};
+use aquatint_ops::{Device, Params, Storage};
+use aquatint_weights::{LoadReport, WeightSet};
+
+use crate::ModelError;
+use crate::families::{self, Facts, Family, Spec};
+use crate::folder::{EmbeddedFiles, Folder};
+use crate::keys::{self, Layout};
+use crate::open;
+use crate::source::CheckpointSource;
+use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
+use crate::unet::{UNet2DCondition, UNetConfig};
+use crate::vae::{AutoencoderKl, VaeConfig};
+
+/// Where a model is.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// A diffusers folder or a weight file.
+    Path(PathBuf),
+    /// A diffusers folder in the program itself.
+    Embedded {
+        /// What the model is called.
+        name: &'static str,
+        /// Its files.
+        files: EmbeddedFiles,
+    },
+}
+
+/// How a model is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Storage of matrices and convolutions in memory; `None` is as stored.
+    pub storage: Option<Storage>,
+    /// Autoencoder to take instead of the model's own.
+    pub vae: Option<PathBuf>,
+    /// Text encoders to take instead of the model's own, in order.
+    pub text_encoders: Vec<PathBuf>,
+    /// Folders of tokenizers to take instead of the model's own, in order.
+    pub tokenizers: Vec<PathBuf>,
+    /// A diffusers folder whose configurations describe a single file.
+    pub config: Option<PathBuf>,
+    /// Variant of a folder's files, such as `fp16`.
+    pub variant: Option<String>,
+    /// What the network predicts, whatever the files say.
+    pub prediction: Option<Prediction>,
+}
+
+/// One component: its configuration and where its tensors are.
+#[derive(Debug)]
+pub struct Part<C> {
+    /// The configuration.
+    pub config: C,
+    /// The tensors.
+    pub source: CheckpointSource,
+}
+
+/// A text encoder and its tokenizer's place.
+#[derive(Debug)]
+pub struct TextPart {
+    /// The encoder.
+    pub encoder: Part<ClipTextConfig>,
+    /// Where the tokenizer is.
+    pub(crate) tokenizer: open::TokenizerPlace,
+}
+
+/// A model whose files are open and whose tensors are not read yet.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What the model is called.
+    pub name: String,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Its family.
+    pub family: &'static Family,
+    /// What the family is like for this model.
+    pub spec: Spec,
+    /// The text encoders.
+    pub text: Vec<TextPart>,
+    /// The UNet.
+    pub unet: Part<UNetConfig>,
+    /// The autoencoder.
+    pub vae: Part<VaeConfig>,
+}
+
+impl Checkpoint {
+    /// Opens a model: maps its files, reads its configurations, recognises its family.
+    ///
+    /// # Errors
+    /// What is missing, damaged, of another kind, or of a family that is not supported.
+    pub fn open(location: &Location, options: &OpenOptions) -> Result<Self, ModelError> {
+        match location {
+            Location::Embedded { name, files } => {
+                open::folder(&Folder::Embedded { name, files }, options)
+            }
+            Location::Path(path) if path.is_dir() => {
+                open::folder(&Folder::Disk(path.clone()), options)
+            }
+            Location::Path(path) => open::single_file(path, options),
+        }
+    }
+
+    /// Loads the tokenizers and text encoders.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, a tokenizer that does not fit its encoder.
+    pub fn load_text(
+        &self,
+        device: &Device,
+    ) -> Result<Vec<(std::sync::Arc<ClipTokenizer>, ClipTextEncoder)>, ModelError> {
+        self.text
+            .iter()
+            .map(|part| {
+                let tokenizer = part.tokenizer.load()?;
+                let config = &part.encoder.config;
+                if tokenizer.vocabulary() > config.vocab_size {
+                    return Err(ModelError::Tokenizer(format!(
+                        "found {} tokens, expected at most the {} that the text encoder knows",
+                        tokenizer.vocabulary(),
+                        config.vocab_size
+                    )));
+                }
+                let params = Params::new(&part.encoder.source, device);
+                Ok((tokenizer, ClipTextEncoder::load(&params, config)?))
+            })
+            .collect()
+    }
+
+    /// Loads the UNet.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn load_unet(&self, device: &Device) -> Result<UNet2DCondition, ModelError> {
+        let params = Params::new(&self.unet.source, device);
+        UNet2DCondition::load(&params, &self.unet.config)
+    }
+
+    /// Loads the autoencoder.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn load_vae(&self, device: &Device) -> Result<AutoencoderKl, ModelError> {
+        let params = Params::new(&self.vae.source, device);
+        AutoencoderKl::load(&params, &self.vae.config)
+    }
+
+    /// Each part's name and source.
+    pub fn sources(&self) -> Vec<(String, &CheckpointSource)> {
+        let text = self.text.iter().enumerate().map(|(i, part)| {
+            let name = match i {
+                0 => "text encoder".to_owned(),
+                i => format!("text encoder {}", i + 1),
+            };
+            (name, &part.encoder.source)
+        });
+        text.chain([
+            ("UNet".to_owned(), &self.unet.source),
+            ("autoencoder".to_owned(), &self.vae.source),
+        ])
+        .collect()
+    }
+
+    /// What was taken of each part so far, and what was not.
+    pub fn reports(&self) -> Vec<(String, LoadReport)> {
+        self.sources()
+            .into_iter()
+            .map(|(name, source)| (name, source.report()))
+            .collect()
+    }
+
+    /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
+    /// were loaded: for use after a run went wrong.
+    pub fn non_finite(&self) -> Option<ModelError> {
+        self.sources()
+            .into_iter()
+            .find_map(|(_, source)| source.non_finite())
+            .map(ModelError::from)
+    }
+
+    /// Side of the default picture in pixels, width and height alike.
+    pub fn default_size(&self) -> u32 {
+        let factor = self.vae.config.factor();
+        match self.unet.config.sample_size {
+            Some([h, w]) if h == w => {
+                let side = (h * factor) as u32;
+                if (64..=4096).contains(&side) && side.is_multiple_of(8) {
+                    side
+                } else {
+                    self.spec.defaults.size
+                }
+            }
+            _ => self.spec.defaults.size,
+        }
+    }
+
+    /// The sampler that the model's own scheduler is.
+    pub fn default_sampler(&self) -> &'static str {
+        self.spec
+            .scheduler
+            .class_name
+            .as_deref()
+            .and_then(sampler_of_class)
+            .unwrap_or(self.spec.defaults.sampler)
+    }
+}
+
+/// The sampler that a diffusers scheduler class stands for.
+fn sampler_of_class(class: &str) -> Option<&'static str> {
+    const CLASSES: &[(&str, &str)] = &[
+        ("DDPMScheduler", "ddpm"),
+        ("DDIMScheduler", "ddim"),
+        ("PNDMScheduler", "pndm"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("EulerAncestralDiscreteScheduler", "euler_a"),
+        ("HeunDiscreteScheduler", "heun"),
+        ("KDPM2DiscreteScheduler", "dpm2"),
+        ("KDPM2AncestralDiscreteScheduler", "dpm2_a"),
+        ("LMSDiscreteScheduler", "lms"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("DPMSolverSDEScheduler", "dpmpp_sde"),
+        ("UniPCMultistepScheduler", "unipc"),
+        ("DEISMultistepScheduler", "deis"),
+        ("IPNDMScheduler", "ipndm"),
+        ("LCMScheduler", "lcm"),
+        ("TCDScheduler", "tcd"),
+    ];
+    CLASSES.iter().find(|(c, _)| *c == class).map(|(_, s)| *s)
+}
+
+/// What a set of tensors looks like, when it holds no UNet at all.
+pub fn recognise(set: &WeightSet) -> Option<&'static str> {
+    let any = |test: &dyn Fn(&str) -> bool| set.names().any(test);
+    let names = keys::names(set);
+    if any(&|n| n.contains("lora_down.") || n.contains("lora_A.") || n.contains(".lora_up.")) {
+        return Some("a LoRA (low-rank changes to a model)");
+    }
+    if any(&|n| n.starts_with("control_model.") || n.starts_with("controlnet_")) {
+        return Some("a ControlNet");
+    }
+    if any(&|n| n.starts_with("double_blocks.") || n.contains(".double_blocks.")) {
+        return Some("a FLUX transformer");
+    }
+    if any(&|n| n.contains("joint_blocks.")) {
+        return Some("a Stable Diffusion 3 transformer");
+    }
+    if keys::find_vae(&names).is_some() {
+        return Some("an autoencoder");
+    }
+    if keys::find_taesd(&names).is_some() {
+        return Some("a tiny autoencoder");
+    }
+    if keys::find_text(&names, 0).is_some() || keys::find_text(&names, 1).is_some() {
+        return Some("a text encoder");
+    }
+    if any(&|n| n == "emb_params" || n == "string_to_param") {
+        return Some("a textual inversion (an embedding)");
+    }
+    None
+}
+
+/// Facts of a UNet, for detection.
+pub(crate) fn facts(
+    unet: &UNetConfig,
+    open_clip: bool,
+    scheduler: Option<SchedulerConfig>,
+    path: &Path,
+) -> Facts {
+    Facts {
+        in_channels: unet.in_channels,
+        out_channels: unet.out_channels,
+        cross_attention_dim: unet.context_dim(),
+        text_time: unet.added.is_some(),
+        linear_projection: unet.linear_projection,
+        open_clip,
+        sample_size: unet.sample_size.map(|[h, _]| h),
+        scheduler,
+        name: crate::folder::name_of(path).to_lowercase(),
+        prediction_marker: None,
+    }
+}
+
+/// The family and its spec for a set of facts, `prediction` overriding what the files say.
+pub(crate) fn recognised(
+    mut facts: Facts,
+    prediction: Option<Prediction>,
+) -> Result<(&'static Family, Spec), ModelError> {
+    if let Some(p) = prediction {
+        if let Some(scheduler) = &mut facts.scheduler {
+            scheduler.prediction_type = Some(p);
+        }
+        facts.prediction_marker = Some(p);
+    }
+    let (family, why) = families::detect(&facts)?;
+    let mut spec = (family.spec)(&facts);
+    spec.why = why.to_owned();
+    Ok((family, spec))
+}
+
+/// A part read from `set`.
+pub(crate) fn part<C>(config: C, set: WeightSet, layout: Layout, options: &OpenOptions) -> Part<C> {
+    Part {
+        config,
+        source: CheckpointSource::new(set, layout, options.storage),
+    }
+}

@@ -1,0 +1,194 @@
+//! The model families: how each is told from the others, and what it is like.
+//!
+//! No family's name stands anywhere else: everything that differs is in a row of [`FAMILIES`].
+
+mod sd1;
+mod sd2;
+mod sdxl;
+
+use aquatint_diffusion::{Prediction, SchedulerConfig};
+
+use crate::ModelError;
+use crate::text::ClipTextConfig;
+use crate::unet::UNetConfig;
+use crate::vae::VaeConfig;
+
+/// What is known of a model before it is loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Channels of the latents that the UNet reads.
+    pub in_channels: usize,
+    /// Channels of the latents that it gives.
+    pub out_channels: usize,
+    /// Width of the text embeddings; `None` without cross-attention.
+    pub cross_attention_dim: Option<usize>,
+    /// Whether pooled text and picture sizes are added to the timestep (SDXL).
+    pub text_time: bool,
+    /// Whether tokens are projected by linear layers (from SD 2.x on), not 1x1 convolutions.
+    pub linear_projection: bool,
+    /// Whether the first text encoder is stored as OpenCLIP names it.
+    pub open_clip: bool,
+    /// Side of the latents that the UNet was trained on, when the configuration says.
+    pub sample_size: Option<usize>,
+    /// The folder's scheduler configuration.
+    pub scheduler: Option<SchedulerConfig>,
+    /// Name of the file or folder, in lower case.
+    pub name: String,
+    /// Whether the file carries a marker of v-prediction, or of epsilon, in its tensors.
+    pub prediction_marker: Option<Prediction>,
+}
+
+/// What a picture is made with when the user does not say.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Defaults {
+    /// Picture side in pixels.
+    pub size: u32,
+    /// Sampler steps.
+    pub steps: u32,
+    /// Guidance scale; at most 1 is off.
+    pub guidance: f64,
+    /// Sampler, when the scheduler's class does not name one.
+    pub sampler: &'static str,
+}
+
+/// How the text encoders' outputs become the UNet's context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextUse {
+    /// One encoder; its last layer with the final norm.
+    One,
+    /// Two encoders, the penultimate layers side by side, and the second's projection pooled.
+    Two,
+}
+
+/// What a family is like, given the facts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Defaults of a request.
+    pub defaults: Defaults,
+    /// Scheduler configuration.
+    pub scheduler: SchedulerConfig,
+    /// Use of the text encoders.
+    pub text: TextUse,
+    /// Whether an absent negative prompt is zeros (SDXL), not an encoded empty text.
+    pub zeros_without_negative: bool,
+    /// Why this family and prediction: evidence in words.
+    pub why: String,
+}
+
+/// A family of models.
+pub struct Family {
+    /// Short name, such as `sd1`.
+    pub id: &'static str,
+    /// Name for people.
+    pub title: &'static str,
+    /// The evidence for this family, or `None`.
+    pub detect: fn(&Facts) -> Option<&'static str>,
+    /// What the family is like.
+    pub spec: fn(&Facts) -> Spec,
+    /// UNet of a single file that has no configuration.
+    pub unet: fn() -> UNetConfig,
+    /// Autoencoder of a single file that has no configuration.
+    pub vae: fn() -> VaeConfig,
+    /// Text encoders of a single file that has no configuration.
+    pub text: fn() -> Vec<ClipTextConfig>,
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Family").field(&self.id).finish()
+    }
+}
+
+/// Every family, the more particular first.
+pub static FAMILIES: &[Family] = &[sdxl::FAMILY, sd2::FAMILY, sd1::FAMILY];
+
+/// The family of a model, with the evidence.
+///
+/// # Errors
+/// [`ModelError::Unsupported`] that says what the model is, when this version cannot run it.
+pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelError> {
+    let unsupported = |found: String, hint: &str| {
+        Err(ModelError::Unsupported {
+            found,
+            hint: hint.into(),
+        })
+    };
+    match facts.in_channels {
+        4 => {}
+        n if n == facts.out_channels => {}
+        9 => {
+            return unsupported(
+                "an inpainting model (9 input channels)".into(),
+                "use the text-to-image model of the same family",
+            );
+        }
+        8 => {
+            return unsupported(
+                "an image-editing model (8 input channels)".into(),
+                "use the text-to-image model of the same family",
+            );
+        }
+        n => {
+            return unsupported(
+                format!(
+                    "a UNet with {n} input and {} output channels",
+                    facts.out_channels
+                ),
+                "give a text-to-image model",
+            );
+        }
+    }
+    if facts.cross_attention_dim.is_none() {
+        return unsupported(
+            "a UNet without cross-attention".into(),
+            "give a text-to-image model",
+        );
+    }
+    if facts.cross_attention_dim == Some(1280) && facts.text_time {
+        return unsupported(
+            "the SDXL refiner".into(),
+            "use the SDXL base model; it makes pictures by itself",
+        );
+    }
+    FAMILIES
+        .iter()
+        .find_map(|f| (f.detect)(facts).map(|why| (f, why)))
+        .map_or_else(
+            || {
+                unsupported(
+                    "a UNet of no known family".into(),
+                    "Stable Diffusion 1.x, 2.x and SDXL are supported",
+                )
+            },
+            Ok,
+        )
+}
+
+/// Whether the file's own words say that it is distilled for one to four steps.
+fn is_turbo(facts: &Facts) -> bool {
+    use aquatint_diffusion::TimestepSpacing::Trailing;
+    let trailing = facts.scheduler.as_ref().is_some_and(|s| {
+        s.timestep_spacing == Some(Trailing) && s.rescale_betas_zero_snr != Some(true)
+    });
+    facts.name.contains("turbo") || (trailing && facts.sample_size == Some(64))
+}
+
+fn scheduler(facts: &Facts, prediction: Prediction) -> SchedulerConfig {
+    match &facts.scheduler {
+        Some(config) => SchedulerConfig {
+            prediction_type: Some(prediction),
+            ..config.clone()
+        },
+        None => SchedulerConfig::stable_diffusion(prediction),
+    }
+}
+
+fn stored_prediction(facts: &Facts) -> Option<Prediction> {
+    facts
+        .scheduler
+        .as_ref()
+        .map(SchedulerConfig::prediction)
+        .or(facts.prediction_marker)
+}

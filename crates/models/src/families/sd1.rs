@@ -1,0 +1,43 @@
+//! Stable Diffusion 1.x (Rombach et al., 2022): CLIP ViT-L/14, epsilon, 512 pixels.
+
+use aquatint_diffusion::Prediction;
+
+use super::{Defaults, Facts, Family, Spec, TextUse, scheduler, stored_prediction};
+use crate::text::ClipTextConfig;
+use crate::unet::UNetConfig;
+use crate::vae::VaeConfig;
+
+pub(super) const FAMILY: Family = Family {
+    id: "sd1",
+    title: "Stable Diffusion 1.x",
+    detect,
+    spec,
+    unet: UNetConfig::sd1,
+    vae: VaeConfig::sd1,
+    text: || vec![ClipTextConfig::vit_l_14()],
+};
+
+fn detect(facts: &Facts) -> Option<&'static str> {
+    if facts.cross_attention_dim == Some(768) {
+        return Some("cross-attention of width 768");
+    }
+    (!facts.text_time && !facts.open_clip && !facts.linear_projection)
+        .then_some("cross-attention with 1x1 convolutions as projections")
+}
+
+fn spec(facts: &Facts) -> Spec {
+    let prediction = stored_prediction(facts).unwrap_or(Prediction::Epsilon);
+    Spec {
+        prediction,
+        defaults: Defaults {
+            size: 512,
+            steps: 20,
+            guidance: 7.5,
+            sampler: "pndm",
+        },
+        scheduler: scheduler(facts, prediction),
+        text: TextUse::One,
+        zeros_without_negative: false,
+        why: String::new(),
+    }
+}

@@ -1,0 +1,46 @@
+//! Stable Diffusion XL (Podell et al., 2023) and SDXL-Turbo (Sauer et al., 2023).
+
+use aquatint_diffusion::{Prediction, TimestepSpacing};
+
+use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
+use crate::text::ClipTextConfig;
+use crate::unet::UNetConfig;
+use crate::vae::VaeConfig;
+
+pub(super) const FAMILY: Family = Family {
+    id: "sdxl",
+    title: "Stable Diffusion XL",
+    detect,
+    spec,
+    unet: UNetConfig::sdxl,
+    vae: VaeConfig::sdxl,
+    text: || vec![ClipTextConfig::vit_l_14(), ClipTextConfig::vit_big_g_14()],
+};
+
+fn detect(facts: &Facts) -> Option<&'static str> {
+    facts
+        .text_time
+        .then_some("pooled text and sizes added to the timestep")
+}
+
+fn spec(facts: &Facts) -> Spec {
+    let prediction = stored_prediction(facts).unwrap_or(Prediction::Epsilon);
+    let turbo = is_turbo(facts);
+    let mut scheduler = scheduler(facts, prediction);
+    if turbo && facts.scheduler.is_none() {
+        scheduler.timestep_spacing = Some(TimestepSpacing::Trailing);
+    }
+    Spec {
+        prediction,
+        defaults: Defaults {
+            size: if turbo { 512 } else { 1024 },
+            steps: if turbo { 1 } else { 20 },
+            guidance: if turbo { 0.0 } else { 5.0 },
+            sampler: if turbo { "euler_a" } else { "euler" },
+        },
+        scheduler,
+        text: TextUse::Two,
+        zeros_without_negative: true,
+        why: String::new(),
+    }
+}

@@ -1,0 +1,217 @@
+//! Key maps: where a checkpoint keeps the tensor that a model asks for.
+//!
+//! Models ask for diffusers' (transformers') names. A [`Layout`] says how a file spells them: under
+//! which prefix, and in which naming. Source of the LDM naming: CompVis latent-diffusion and
+//! Stability generative-models; of OpenCLIP's: mlfoundations/open_clip.
+
+use std::collections::BTreeSet;
+
+mod open_clip;
+mod taesd;
+mod unet;
+mod vae;
+
+/// Where a requested tensor lies in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Name in the file, prefix included.
+    pub name: String,
+    /// Part `.0` of `.1` equal parts along axis 0 (fused query, key and value).
+    pub part: Option<(usize, usize)>,
+    /// The file keeps the transpose of the matrix.
+    pub transposed: bool,
+}
+
+impl Place {
+    fn plain(name: impl Into<String>) -> Self {
+        Place {
+            name: name.into(),
+            part: None,
+            transposed: false,
+        }
+    }
+}
+
+/// A naming of a component's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// diffusers and transformers: what the models ask for.
+    Diffusers,
+    /// LDM UNet, with its number of resnets a level.
+    LdmUNet {
+        /// Resnets in a down level.
+        layers: usize,
+    },
+    /// LDM autoencoder, with its number of levels.
+    LdmVae {
+        /// Levels of the decoder.
+        levels: usize,
+    },
+    /// OpenCLIP text tower.
+    OpenClip,
+    /// The original tiny autoencoder: `0.weight`, `1.conv.0.weight`; encoder and decoder in files
+    /// of their own.
+    Taesd,
+}
+
+/// Prefix and naming of one component in one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Put before every name.
+    pub prefix: String,
+    /// How names are spelled.
+    pub naming: Naming,
+}
+
+impl Layout {
+    /// diffusers' names with no prefix.
+    pub fn diffusers() -> Self {
+        Layout {
+            prefix: String::new(),
+            naming: Naming::Diffusers,
+        }
+    }
+
+    /// Where the tensor `name` (diffusers' naming) is kept. `has` answers whether the file holds a
+    /// name: a few places depend on what is there.
+    pub fn place(&self, name: &str, has: &dyn Fn(&str) -> bool) -> Place {
+        let mut place = match self.naming {
+            Naming::Diffusers => Place::plain(name),
+            Naming::LdmUNet { layers } => Place::plain(unet::ldm(name, layers, &|n| {
+                has(&format!("{}{n}", self.prefix))
+            })),
+            Naming::LdmVae { levels } => Place::plain(vae::ldm(name, levels)),
+            Naming::OpenClip => open_clip::place(name),
+            Naming::Taesd => Place::plain(taesd::original(name)),
+        };
+        place.name.insert_str(0, &self.prefix);
+        place
+    }
+}
+
+/// The names of a set, for the finders below.
+pub(crate) fn names(set: &aquatint_weights::WeightSet) -> BTreeSet<&str> {
+    set.names().collect()
+}
+
+/// Finds the UNet among a file's names.
+pub fn find_unet(names: &BTreeSet<&str>) -> Option<Layout> {
+    let has = |n: &str| names.contains(n);
+    for prefix in ["model.diffusion_model.", "diffusion_model.", "unet.", ""] {
+        if has(&format!("{prefix}input_blocks.0.0.weight")) {
+            let naming = Naming::LdmUNet {
+                layers: unet::ldm_layers(names, prefix),
+            };
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming,
+            });
+        }
+        if has(&format!("{prefix}conv_in.weight"))
+            && has(&format!("{prefix}time_embedding.linear_1.weight"))
+        {
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::Diffusers,
+            });
+        }
+    }
+    None
+}
+
+/// Finds the autoencoder among a file's names.
+pub fn find_vae(names: &BTreeSet<&str>) -> Option<Layout> {
+    let has = |n: &str| names.contains(n);
+    for prefix in ["first_stage_model.", "vae.", ""] {
+        if has(&format!("{prefix}decoder.mid.block_1.norm1.weight")) {
+            let levels = (0..)
+                .take_while(|i| has(&format!("{prefix}decoder.up.{i}.block.0.norm1.weight")))
+                .count();
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::LdmVae { levels },
+            });
+        }
+        if has(&format!("{prefix}decoder.mid_block.resnets.0.norm1.weight")) {
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::Diffusers,
+            });
+        }
+    }
+    None
+}
+
+/// Finds the text encoder number `index` (0 or 1) among a file's names.
+pub fn find_text(names: &BTreeSet<&str>, index: usize) -> Option<Layout> {
+    let has = |n: String| names.contains(n.as_str());
+    let clip: &[&str] = match index {
+        0 => &[
+            "cond_stage_model.transformer.",
+            "conditioner.embedders.0.transformer.",
+            "text_encoders.clip_l.transformer.",
+            "text_encoder.",
+            "",
+        ],
+        _ => &["text_encoders.clip_g.transformer.", "text_encoder_2.", ""],
+    };
+    for prefix in clip {
+        for inner in ["text_model.", ""] {
+            if has(format!("{prefix}{inner}embeddings.token_embedding.weight")) {
+                return Some(Layout {
+                    prefix: (*prefix).to_owned(),
+                    naming: Naming::Diffusers,
+                });
+            }
+        }
+    }
+    let open: &[&str] = match index {
+        0 => &[
+            "cond_stage_model.model.",
+            "conditioner.embedders.0.model.",
+            "",
+        ],
+        _ => &["conditioner.embedders.1.model.", ""],
+    };
+    for prefix in open {
+        if has(format!("{prefix}transformer.resblocks.0.ln_1.weight")) {
+            return Some(Layout {
+                prefix: (*prefix).to_owned(),
+                naming: Naming::OpenClip,
+            });
+        }
+    }
+    None
+}
+
+/// Finds a tiny autoencoder's decoder (or encoder) among a file's names.
+pub fn find_taesd(names: &BTreeSet<&str>) -> Option<Layout> {
+    let has = |n: String| names.contains(n.as_str());
+    for prefix in ["", "taesd_decoder.", "decoder.", "taesd.decoder."] {
+        if has(format!("{prefix}1.weight")) && has(format!("{prefix}3.conv.0.weight")) {
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::Taesd,
+            });
+        }
+    }
+    has("decoder.layers.0.weight".to_owned()).then(Layout::diffusers)
+}
+
+/// Splits off the number that `rest` begins with: `"3.norm1.weight"` to `(3, "norm1.weight")`.
+fn number(rest: &str) -> Option<(usize, &str)> {
+    let (digits, rest) = rest.split_once('.').unwrap_or((rest, ""));
+    Some((digits.parse().ok()?, rest))
+}
+
+/// Replaces a leading path component according to a table.
+fn swap_head(rest: &str, table: &[(&str, &str)]) -> String {
+    for (from, to) in table {
+        if let Some(tail) = rest.strip_prefix(from)
+            && (tail.is_empty() || tail.starts_with('.'))
+        {
+            return format!("{to}{tail}");
+        }
+    }
+    rest.to_owned()
+}

@@ -1,0 +1,205 @@
+//! Weight files as the source of a model's parameters.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use aquatint_ops::{ParamSource, RawTensor, Storage};
+use aquatint_weights::{
+    Applied, DType, Error, LoadReport, Remap, TensorView, WeightSet, WrongShape,
+};
+
+use crate::keys::{Layout, Place};
+
+/// The tensors of one component, under diffusers' names whatever the file's own naming, with an
+/// account of what was taken.
+#[derive(Debug)]
+pub struct CheckpointSource {
+    set: WeightSet,
+    layout: Layout,
+    storage: Option<Storage>,
+    report: RefCell<LoadReport>,
+    taken: RefCell<BTreeSet<String>>,
+}
+
+impl CheckpointSource {
+    /// A source over `set`, whose names follow `layout`. Matrices and convolutions are converted to
+    /// `storage` when it is given, and stay as stored otherwise.
+    pub fn new(set: WeightSet, layout: Layout, storage: Option<Storage>) -> Self {
+        let report = LoadReport {
+            path: set.path().to_owned(),
+            ..LoadReport::default()
+        };
+        CheckpointSource {
+            set,
+            layout,
+            storage,
+            report: RefCell::new(report),
+            taken: RefCell::default(),
+        }
+    }
+
+    /// The files behind the source.
+    pub fn weights(&self) -> &WeightSet {
+        &self.set
+    }
+
+    /// The naming that the files follow.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What was taken, and which tensors of the component nobody asked for.
+    pub fn report(&self) -> LoadReport {
+        let mut report = self.report.borrow().clone();
+        let taken = self.taken.borrow();
+        for name in self.set.names() {
+            if !taken.contains(name) && self.belongs(name) {
+                if is_harmless(name) {
+                    report.ignored.push(name.to_owned());
+                } else {
+                    report.unused.push(name.to_owned());
+                }
+            }
+        }
+        report
+    }
+
+    /// The first value of the component that is not finite, as an error that names its tensor.
+    pub fn non_finite(&self) -> Option<Error> {
+        let taken = self.taken.borrow();
+        taken.iter().find_map(|name| {
+            let view = self.set.get(name).ok()?;
+            aquatint_weights::check_finite(&view, self.set.path()).err()
+        })
+    }
+
+    fn belongs(&self, name: &str) -> bool {
+        name.starts_with(&self.layout.prefix)
+    }
+
+    fn place(&self, name: &str) -> Place {
+        self.layout.place(name, &|n| self.set.contains(n))
+    }
+
+    fn take(&self, name: &str, shape: &[usize]) -> Result<RawTensor, Error> {
+        let place = self.place(name);
+        let view = self.view(&place)?;
+        self.taken.borrow_mut().insert(place.name.clone());
+        if !same_up_to_ones(&view.shape, shape) {
+            self.report.borrow_mut().wrong_shape.push(WrongShape {
+                name: place.name.clone(),
+                found: view.shape.clone(),
+                expected: shape.to_vec(),
+            });
+            return Err(Error::WrongShape {
+                path: self.set.path().to_owned(),
+                name: place.name,
+                found: view.shape,
+                expected: shape.to_vec(),
+            });
+        }
+        let applied = Applied {
+            dtype: view.dtype,
+            elements: view.len(),
+            bytes: view.data.len(),
+        };
+        self.report
+            .borrow_mut()
+            .applied
+            .insert(name.to_owned(), applied);
+        self.raw(view, shape)
+    }
+
+    fn view(&self, place: &Place) -> Result<TensorView, Error> {
+        if place.part.is_none() && !place.transposed {
+            return self.set.get(&place.name);
+        }
+        let mut row = Remap::new(&place.name, &place.name);
+        if let Some((index, of)) = place.part {
+            row = row.part(index, of);
+        }
+        if place.transposed {
+            row = row.transposed();
+        }
+        let one = self.set.filtered(|n| n == place.name);
+        one.remapped(&[row])?.get(&place.name)
+    }
+
+    fn raw(&self, view: TensorView, shape: &[usize]) -> Result<RawTensor, Error> {
+        let wanted = match (self.storage, shape.len()) {
+            // Vectors are widened by the layers anyhow.
+            (Some(Storage::F32), 2..) => DType::F32,
+            (Some(Storage::F16), 2..) => DType::F16,
+            (Some(Storage::Bf16), 2..) => DType::Bf16,
+            _ => match view.dtype {
+                DType::F16 | DType::Bf16 => view.dtype,
+                _ => DType::F32,
+            },
+        };
+        let view = aquatint_weights::convert(&view, wanted)?.aligned();
+        let storage = match view.dtype {
+            DType::F16 => Storage::F16,
+            DType::Bf16 => Storage::Bf16,
+            _ => Storage::F32,
+        };
+        Ok(RawTensor {
+            bytes: view.data,
+            storage,
+            shape: shape.to_vec(),
+        })
+    }
+}
+
+impl ParamSource for CheckpointSource {
+    fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<RawTensor, Box<dyn std::error::Error + Send + Sync>> {
+        self.take(name, shape).map_err(|error| {
+            if matches!(error, Error::MissingTensor { .. }) {
+                self.report.borrow_mut().missing.push(name.to_owned());
+            }
+            error.into()
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.set.contains(&self.place(name).name)
+    }
+}
+
+/// Whether two shapes differ at most by ones at the end: a 1x1 convolution and a linear layer.
+fn same_up_to_ones(a: &[usize], b: &[usize]) -> bool {
+    let trim = |s: &[usize]| {
+        let ones = s.iter().rev().take_while(|&&n| n == 1).count();
+        s[..s.len() - ones].to_vec()
+    };
+    a == b || (a.len() != b.len() && trim(a) == trim(b))
+}
+
+/// Tensors that training left behind and that no picture needs.
+fn is_harmless(name: &str) -> bool {
+    [
+        "position_ids",
+        "logit_scale",
+        "model_ema.decay",
+        "model_ema.num_updates",
+        "attn_mask",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_match_up_to_trailing_ones() {
+        assert!(same_up_to_ones(&[4, 4, 1, 1], &[4, 4]));
+        assert!(same_up_to_ones(&[4, 4], &[4, 4, 1, 1]));
+        assert!(!same_up_to_ones(&[4, 4, 3, 3], &[4, 4]));
+        assert!(!same_up_to_ones(&[1, 4], &[4, 1]));
+    }
+}
