@@ -208,8 +208,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     struct Index {
         weight_map: strict::Texts,
     }
-    let index: Index = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    Ok(index.weight_map.0)
+    let index: strict::Object<Index> =
+        serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    Ok(index.0.weight_map.0)
 }
 
 /// A name without folders, so that an index cannot reach out of its own.

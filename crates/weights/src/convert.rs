@@ -8,10 +8,10 @@ use half::{bf16, f16};
 /// The same tensor stored as `to`, which must be F64, F32, F16 or BF16; the source may be any floating
 /// type. Of the same type it is the same bytes, without a copy.
 ///
-/// Widening is exact. Narrowing rounds to the nearest, ties to even, straight from the source type, as
-/// IEEE 754 and PyTorch's `.to()` do: nothing saturates, what is too large for F16 (65520 and more)
-/// becomes an infinity, so that [`crate::first_non_finite`] can find it; what is too small becomes a
-/// subnormal number or zero; a NaN stays one.
+/// Widening is exact. Narrowing rounds to the nearest, ties to even, as IEEE 754 and PyTorch's `.to()`
+/// do (from F64 to the half types by way of F32, also like PyTorch). Nothing saturates: what is too large
+/// for F16 (65520 and more) becomes an infinity, so that [`crate::first_non_finite`] can find it; what is
+/// too small becomes a subnormal number or zero; a NaN stays one.
 ///
 /// # Errors
 ///
@@ -33,16 +33,8 @@ pub fn convert(view: &TensorView, to: DType) -> Result<TensorView, Error> {
         // `aligned_bytes` starts at a multiple of 8, so none of these casts can fail.
         DType::F64 => to_f64(&source, bytemuck::cast_slice_mut(out)),
         DType::F32 => to_f32(&source, bytemuck::cast_slice_mut(out)),
-        DType::F16 => narrow(
-            &source,
-            bytemuck::cast_slice_mut::<u8, f16>(out),
-            f16::from_f64,
-        ),
-        _ => narrow(
-            &source,
-            bytemuck::cast_slice_mut::<u8, bf16>(out),
-            bf16::from_f64,
-        ),
+        DType::F16 => narrow(&source, bytemuck::cast_slice_mut::<u8, f16>(out)),
+        _ => narrow(&source, bytemuck::cast_slice_mut::<u8, bf16>(out)),
     });
     Ok(TensorView {
         name: view.name.clone(),
@@ -129,20 +121,11 @@ fn e4m3(b: u8) -> f32 {
     if b & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
-/// An aligned float tensor to a half type. F64 goes straight, since by way of f32 it would round twice.
-fn narrow<H>(source: &TensorView, out: &mut [H], from_f64: fn(f64) -> H)
+/// An aligned float tensor to a half type.
+fn narrow<H>(source: &TensorView, out: &mut [H])
 where
     [H]: HalfFloatSliceExt,
 {
-    if source.dtype == DType::F64 {
-        for (o, x) in out
-            .iter_mut()
-            .zip(bytemuck::cast_slice::<u8, f64>(&source.data))
-        {
-            *o = from_f64(*x);
-        }
-        return;
-    }
     let mut buffer = [0.0; BLOCK];
     for (i, block) in out.chunks_mut(BLOCK).enumerate() {
         let buffer = &mut buffer[..block.len()];

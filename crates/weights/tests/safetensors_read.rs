@@ -1,5 +1,7 @@
 //! Reading safetensors files: what is accepted, and the message for each way to be damaged.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aquatint_weights::safetensors::{self, HeaderProblem};
 use aquatint_weights::{DType, Error, WeightFile};
 use bytes::Bytes;
@@ -216,6 +218,7 @@ fn a_header_that_is_another_json() {
         (with("1"), "tensor \"a\""),
         (with("null"), "tensor \"a\""),
         (with("[]"), "tensor \"a\""),
+        (with(r#"["F32",[1],[0,4]]"#), "expected an object"),
         (with("{}"), "missing field"),
         (with(r#"{"dtype":"F32","shape":[1]}"#), "data_offsets"),
         (
@@ -240,10 +243,7 @@ fn a_header_that_is_another_json() {
         (placed("[0,4,8]"), "trailing"),
         (placed("[0,-4]"), "-4"),
         (placed("[0,4.0]"), "4.0"),
-        (
-            placed("[0,99999999999999999999999]"),
-            "floating point",
-        ),
+        (placed("[0,99999999999999999999999]"), "floating point"),
         (placed("null"), "null"),
         (r#"{"__metadata__":{"a":1}}"#.into(), "__metadata__"),
         (r#"{"__metadata__":{"a":{"b":"c"}}}"#.into(), "__metadata__"),
@@ -273,9 +273,10 @@ fn a_header_that_is_another_json() {
             }
             other => panic!("{start}: {other}"),
         }
+        let stricter = ["expected an object", "axes", "twice"];
         let oracle = ::safetensors::SafeTensors::deserialize(&file(&header, &[0; 4])).is_err();
         assert!(
-            oracle || word.contains("twice") || word.contains("axes"),
+            oracle || stricter.iter().any(|w| word.contains(w)),
             "{start}: the reference reads it"
         );
     }

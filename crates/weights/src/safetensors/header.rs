@@ -3,7 +3,7 @@
 use super::{MAX_AXES, MAX_HEADER};
 use crate::DType;
 use crate::error::Name;
-use crate::strict::Texts;
+use crate::strict::{Object, Texts};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -392,9 +392,9 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 }
             } else {
                 let info = map
-                    .next_value::<RawTensor>()
+                    .next_value::<Object<RawTensor>>()
                     .map_err(|e| de::Error::custom(format_args!("tensor {}: {e}", Name(&name))))?;
-                header.tensors.push((name, info));
+                header.tensors.push((name, info.0));
             }
         }
         header.metadata = metadata.flatten().map(|t| t.0).unwrap_or_default();
