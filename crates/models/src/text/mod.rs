@@ -1,11 +1,18 @@
-//! From a prompt to what the denoiser is conditioned on.
+//! From a prompt to what the denoiser is conditioned on:
+//! text, [pieces](prompt), chunks of tokens, [`Conditioning`].
 
+mod chunks;
 mod clip;
+mod conditioning;
 mod config;
 pub mod prompt;
 mod tokenizer;
 mod vocabulary;
 
 pub use clip::{ClipSkip, ClipTextEncoder, ClipTextOutput};
+pub use conditioning::{
+    Conditioner, Conditioning, EncodeOptions, Encoded, Hidden, MAX_CHUNKS, Negative, TextEncoder,
+};
 pub use config::ClipTextConfig;
+pub use prompt::Syntax;
 pub use tokenizer::{ClipTokenizer, Padding, Tokens};
