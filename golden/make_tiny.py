@@ -52,6 +52,10 @@ def build(family, folder):
             # The text is heard, so that guidance has something to guide.
             layer.weight.data *= 2.5
     vae = draw_weights(AutoencoderKL(**common.VAES[family]), SEEDS[family] + 30)
+    if family == "sd2":
+        # What tells v-prediction from epsilon in a file without a config (ComfyUI's rule): this bias
+        # is wider than 0.09 in the published v models.
+        unet.up_blocks[3].attentions[2].transformer_blocks[0].norm1.bias.data *= 2.5
     # The decoder's norms would hide a wrong latent scale, were there nothing to measure it by.
     vae.post_quant_conv.bias.data *= 30
     parts = dict(vae=rounded(vae), unet=rounded(unet), scheduler=scheduler(family),
@@ -170,7 +174,7 @@ def add_text_model_prefix(path):
 
 
 def make_taesd():
-    """The tiny autoencoder: a diffusers folder; the original naming is in single_file.json's manner."""
+    """The tiny autoencoder for previews: a diffusers folder."""
     folder = GOLDEN / "taesd"
     shutil.rmtree(folder, ignore_errors=True)
     # The published one has 64 channels and 2.4 million weights; 16 keep the layout and cost 1/16.

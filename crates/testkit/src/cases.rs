@@ -87,7 +87,9 @@ mod tests {
     #[test]
     fn every_case_has_its_tensors() {
         for family in ["sd1", "sd2", "sdxl"] {
-            let cases = Cases::read(golden(family).join("cases.json")).unwrap().cases;
+            let cases = Cases::read(golden(family).join("cases.json"))
+                .unwrap()
+                .cases;
             assert!(cases.len() >= 28, "{family} has {} cases", cases.len());
             let tensors = Tensors::read(golden(family).join(&cases[0].file)).unwrap();
             for case in cases {

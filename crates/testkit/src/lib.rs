@@ -11,6 +11,7 @@
 
 mod cases;
 mod compare;
+mod layouts;
 mod tensors;
 
 pub use cases::{Case, Cases};
@@ -18,6 +19,7 @@ pub use compare::{
     Comparison, assert_close, assert_exact, assert_pixels, compare, cosine, pixels_within, psnr,
     relative_error,
 };
+pub use layouts::{folder, sharded_folder, single_file, turbo_folder, unet_only, variant_folder};
 pub use tensors::{Error, Tensor, Tensors, read_png};
 
 use std::path::{Path, PathBuf};
