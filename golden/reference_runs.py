@@ -136,8 +136,10 @@ def make_runs(pipe, family):
             scheduler="scheduler_turbo" if case.pop("turbo", False) else "scheduler",
             sampler=case["sampler"], schedule=case["schedule"],
             spacing=pipe.scheduler.config.get("timestep_spacing", "linspace"),
-            diffusers=dict(class_name=kind.__name__, **{k: v for k, v in sorted(pipe.scheduler.config.items())
-                                                        if not k.startswith("_")}),
+            # JSON has no infinity (lambda_min_clipped's default): null.
+            diffusers=dict(class_name=kind.__name__,
+                           **{k: None if isinstance(v, float) and numpy.isinf(v) else v
+                              for k, v in sorted(pipe.scheduler.config.items()) if not k.startswith("_")}),
             timesteps=[float(t) for t in pipe.scheduler.timesteps],
             sigmas=None if sigmas is None else [float(s) for s in sigmas],
             steps=case["steps"], recorded=len(steps), guidance=case["guidance"], eta=case["eta"],
