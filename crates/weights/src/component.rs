@@ -1,6 +1,6 @@
 //! Finding the weights of one component in a model folder: plain files, variants, shards.
 
-use crate::error::{List, Name};
+use crate::error::{List, Name, shorten};
 use crate::safetensors::MAX_HEADER;
 use crate::{Error, WeightFile, WeightSet, mmap, strict};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -172,8 +172,9 @@ pub(crate) fn open_index(path: &Path) -> Result<WeightSet, Error> {
     if let Some((_, shard)) = absent.first() {
         let names: Vec<String> = absent.iter().map(|(n, _)| n.to_string()).collect();
         return Err(damaged(format!(
-            "its shards do not hold {}; the first should be in {shard}",
-            List(&names)
+            "its shards do not hold {}; the first should be in {}",
+            List(&names),
+            Name(shard)
         )));
     }
 
@@ -209,7 +210,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         weight_map: strict::Texts,
     }
     let index: strict::Object<Index> =
-        serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        serde_json::from_slice(&text).map_err(|e| damaged(shorten(&e.to_string())))?;
     Ok(index.0.weight_map.0)
 }
 

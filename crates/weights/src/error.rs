@@ -304,6 +304,21 @@ impl fmt::Display for Name<'_> {
     }
 }
 
+/// A message of the JSON reader, safe to print: it quotes what it found, whatever its length. Its end,
+/// which tells the line and column, is kept.
+pub(crate) fn shorten(message: &str) -> String {
+    const START: usize = 160;
+    const END: usize = 60;
+    let escape = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let chars = message.chars().count();
+    if chars <= START + END {
+        return message.chars().map(escape).collect();
+    }
+    let start = message.chars().take(START);
+    let end = message.chars().skip(chars - END);
+    start.chain("...".chars()).chain(end).map(escape).collect()
+}
+
 /// The first ten names and how many more there are.
 pub(crate) struct List<'a>(pub &'a [String]);
 

@@ -176,6 +176,9 @@ const PICKLE: &[&str] = &["ckpt", "pt", "pth", "bin"];
 /// Opens a whole file's bytes by what they are; what nothing recognises but is called `.safetensors` is
 /// read as such, for the message about its header.
 pub(crate) fn open(path: &Path, bytes: Bytes) -> Result<WeightFile, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty { path: path.into() });
+    }
     let is_named = |f: &&Format| {
         let extension = path
             .extension()

@@ -148,7 +148,7 @@ impl Loader {
         if self.has(name) {
             return self.tensor(name, shape).map(Some);
         }
-        self.report().absent_optional.push(self.name(name));
+        self.account().absent_optional.push(self.name(name));
         Ok(None)
     }
 
@@ -162,13 +162,17 @@ impl Loader {
         let view = self
             .set
             .get(&name)
-            .inspect_err(|_| self.report().missing.push(name.clone()))?;
+            .inspect_err(|_| self.account().missing.push(name.clone()))?;
         self.applied(&view);
         Ok(view)
     }
 
     /// The account so far; `unused` is still empty.
-    pub fn report(&self) -> MutexGuard<'_, LoadReport> {
+    pub fn report(&self) -> LoadReport {
+        self.account().clone()
+    }
+
+    fn account(&self) -> MutexGuard<'_, LoadReport> {
         // The report stays whole whatever a panicking holder did between two pushes.
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -181,7 +185,7 @@ impl Loader {
     /// [`Error::Incomplete`] when tensors were missing or did not fit (in collecting mode the only place
     /// that says so).
     pub fn finish(&self, harmless: &[&str]) -> Result<LoadReport, Error> {
-        let mut report = self.report().clone();
+        let mut report = self.report();
         let refused = |n: &str| {
             report.wrong_shape.iter().any(|w| w.name == n)
                 || report.wrong_dtype.iter().any(|w| w.name == n)
@@ -200,7 +204,7 @@ impl Loader {
 
     fn take(&self, name: &str, shape: &[usize]) -> Result<TensorView, Error> {
         let Some(info) = self.set.info(name) else {
-            self.report().missing.push(name.into());
+            self.account().missing.push(name.into());
             return Err(Error::MissingTensor {
                 path: self.set.path().into(),
                 name: name.into(),
@@ -214,7 +218,7 @@ impl Loader {
         };
         if !info.dtype.is_float() {
             let (name, found, expected) = (name.to_string(), info.dtype, "a floating-point type");
-            self.report().wrong_dtype.push(WrongDType {
+            self.account().wrong_dtype.push(WrongDType {
                 name: name.clone(),
                 found,
                 expected,
@@ -233,7 +237,7 @@ impl Loader {
                 found: found.clone(),
                 expected: expected.clone(),
             };
-            self.report().wrong_shape.push(row);
+            self.account().wrong_shape.push(row);
             return Err(Error::WrongShape {
                 path: path(),
                 name,
@@ -255,7 +259,7 @@ impl Loader {
             elements: view.len(),
             bytes: view.data.len(),
         };
-        self.report().applied.insert(view.name.clone(), row);
+        self.account().applied.insert(view.name.clone(), row);
     }
 
     /// Zeros in the place of a faulty tensor, or the fault itself when zeros are no answer.
@@ -272,7 +276,7 @@ impl Loader {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let bytes = elements.and_then(|n| DType::F16.byte_size(n));
         match bytes {
-            Some(bytes) if collected && self.report().problems() <= MAX_COLLECTED => {
+            Some(bytes) if collected && self.account().problems() <= MAX_COLLECTED => {
                 let data = aligned_bytes(bytes, |_| ());
                 Ok(TensorView {
                     name,

@@ -172,6 +172,26 @@ impl WeightSet {
         })
     }
 
+    /// The tensor that one row of a key map makes, without a new set: `row.from` is looked up, and the
+    /// view is called `row.to`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingTensor`] of `row.from`, [`Error::Remap`].
+    pub fn get_remapped(&self, row: &Remap) -> Result<TensorView, Error> {
+        let mut view = self.get(&row.from)?;
+        if let (Some(turn), Some(e)) = (row.turn(), self.entries.get(&row.from)) {
+            let shape = view.shape.clone();
+            view = turn
+                .apply(view)
+                .map_err(|problem| self.remap_error(e, shape, problem))?;
+        }
+        Ok(TensorView {
+            name: row.to.clone(),
+            ..view
+        })
+    }
+
     fn remap_error(&self, e: &Entry, shape: Vec<usize>, problem: String) -> Error {
         let file = &self.files[e.file];
         let name = file.tensors()[e.tensor].name.clone();

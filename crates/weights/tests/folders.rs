@@ -180,7 +180,7 @@ fn tensors_missing_from_their_shard_are_named() {
     index(dir.path(), "model.safetensors.index.json", &rows);
     let text = message(open(&dir, None));
     assert!(
-        text.contains("do not hold \"b\", \"c\"; the first should be in s1.safetensors"),
+        text.contains("do not hold \"b\", \"c\"; the first should be in \"s1.safetensors\""),
         "{text}"
     );
 }

@@ -227,3 +227,24 @@ fn what_is_no_file() {
 fn a_config_is_no_index() {
     assert_eq!(refused("config.json", b"{\"a\": 1}").0, "a JSON file");
 }
+
+#[test]
+fn bytes_in_memory_open_like_a_file() {
+    let open =
+        |b: &'static [u8]| WeightFile::from_bytes("<embedded>", bytes::Bytes::from_static(b));
+    let file = open(b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    assert_eq!((file.tensors().len(), file.len_bytes()), (0, 10));
+    file.check_unchanged().unwrap();
+    assert!(matches!(
+        open(b"GGUF"),
+        Err(Error::Format {
+            found: "a GGUF file",
+            ..
+        })
+    ));
+    let text = open(b"").unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "<embedded>: the file is empty, expected a weight file"
+    );
+}

@@ -98,6 +98,15 @@ fn a_fused_matrix_becomes_three_without_a_copy() {
     );
     assert_eq!(values(&split.get("v.bias").unwrap()), [4.0, 5.0]);
     assert_eq!(split.info("k.weight").unwrap().shape, [2, 2]);
+    // The same without a new set.
+    let one = Remap::new("attn.in_proj_weight", "k.weight").part(1, 3);
+    assert_eq!(all.get_remapped(&one).unwrap(), k);
+    assert!(matches!(
+        all.get_remapped(&Remap::new("x", "y")),
+        Err(Error::MissingTensor { .. })
+    ));
+    let four = Remap::new("attn.in_proj_weight", "x").part(1, 4);
+    assert!(matches!(all.get_remapped(&four), Err(Error::Remap { .. })));
     // Of a part, another part.
     let again = split
         .remapped(&[Remap::new("k.weight", "row").rows(1..2)])
@@ -305,8 +314,13 @@ fn a_collecting_loader_tells_of_all_faults_at_once() {
         "{text}"
     );
     assert!(!text.contains('\n'));
-    // A shape that no memory holds is the fault itself.
+    // A shape that no memory holds is the fault itself, and so is the thousand-and-first.
     assert!(loader.tensor("huge", &[usize::MAX, 2]).is_err());
+    let stopped = (0..2000).position(|i| loader.at("more").at(i).tensor("w", &[1]).is_err());
+    assert!(
+        stopped.is_some_and(|i| (900..1000).contains(&i)),
+        "{stopped:?}"
+    );
 }
 
 fn first_byte(view: &TensorView) -> u8 {

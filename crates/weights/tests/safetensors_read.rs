@@ -455,6 +455,15 @@ fn hostile_names_cannot_break_the_message() {
         text.len() < 600 && text.contains("\\n") && text.contains("bytes)"),
         "{text}"
     );
+    // The JSON reader quotes what it found in the place of something else.
+    let text = format!("\"{}\\n\"", "y".repeat(100_000));
+    for value in [&text, &format!("{{\"dtype\":\"F32\",\"shape\":{text}}}")] {
+        let text = problem(file(format!("{{\"a\":{value}}}"), &[])).to_string();
+        assert!(
+            text.len() < 400 && text.contains("yyy...") && text.contains("column"),
+            "{text}"
+        );
+    }
 }
 
 /// A file of several tensors, whose every shorter self must be refused.

@@ -2,7 +2,7 @@
 
 use super::{MAX_AXES, MAX_HEADER};
 use crate::DType;
-use crate::error::Name;
+use crate::error::{Name, shorten};
 use crate::strict::{Object, Texts};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
@@ -194,7 +194,7 @@ pub(super) struct Header {
 pub(super) fn parse(file: &[u8]) -> Result<Header, HeaderProblem> {
     let (text, payload_start) = header_text(file)?;
     let raw: RawHeader = serde_json::from_str(text).map_err(|e| HeaderProblem::Json {
-        message: e.to_string(),
+        message: shorten(&e.to_string()),
     })?;
     let mut tensors = Vec::with_capacity(raw.tensors.len());
     for (name, info) in raw.tensors {
