@@ -1,5 +1,7 @@
 //! The text side against diffusers and transformers, on the tiny checkpoints of `golden/`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;

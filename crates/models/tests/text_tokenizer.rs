@@ -1,5 +1,7 @@
 //! The tokenizer against transformers' `CLIPTokenizer` (golden/tokens.py).
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use aquatint_models::text::{ClipTokenizer, Padding};

@@ -90,7 +90,11 @@ impl Splitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::Syntax;
+    use crate::text::prompt::parse;
+    use aquatint_testkit::golden;
     use proptest::prelude::*;
+    use serde::Deserialize;
 
     const COMMA: u32 = 9;
 
@@ -119,6 +123,45 @@ mod tests {
         (0..40).for_each(|_| splitter.push(1, 1.0));
         let lengths: Vec<_> = splitter.finish().iter().map(|c| c.ids.len()).collect();
         assert_eq!(lengths, [30, 11]);
+    }
+
+    #[derive(Deserialize)]
+    struct Row {
+        prompt: String,
+        parsed: Vec<(String, f64)>,
+        /// Ids, and weights unless all are 1.
+        chunks: Vec<(Vec<u32>, Vec<f64>)>,
+    }
+
+    #[test]
+    fn chunks_equal_the_web_ui() {
+        let text = std::fs::read_to_string(golden("webui_prompts.json")).unwrap();
+        let rows: Vec<Row> = serde_json::from_str(&text).unwrap();
+        let tokenizer = ClipTokenizer::from_folder(golden("sd2/tokenizer")).unwrap();
+        let mut compared = 0;
+        for row in rows {
+            // A BREAK in brackets is text there; see the module `prompt`.
+            if row.parsed.iter().any(|(t, w)| {
+                t.contains("BREAK") && *w != -1.0 && t != "aBREAK BREAKb _BREAK BREAK_"
+            }) {
+                continue;
+            }
+            let found = split(&parse(&row.prompt, Syntax::Automatic1111), &tokenizer).unwrap();
+            let want: Vec<Chunk> = row
+                .chunks
+                .iter()
+                .map(|(ids, weights)| Chunk {
+                    ids: ids.clone(),
+                    weights: match weights.is_empty() {
+                        true => vec![1.0; ids.len()],
+                        false => weights.iter().map(|&w| w as f32).collect(),
+                    },
+                })
+                .collect();
+            assert_eq!(found, want, "{}", row.prompt);
+            compared += 1;
+        }
+        assert!(compared > 120, "{compared}");
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! Prompts into what the denoiser is conditioned on.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use aquatint_ops::Tensor;
@@ -337,8 +338,9 @@ fn chunks(
 /// Multiplies each token's embedding by its weight, then all of them so that their mean is what it
 /// was, as AUTOMATIC1111's web UI does ("Original" emphasis).
 ///
-/// Where the mean is so near zero that the weights change it more than fourfold or turn its sign, it
-/// says nothing about scale and is left (the web UI would then amplify or negate the prompt).
+/// Where the mean is so near zero that the weights more than halve or double it, beyond what they
+/// themselves are, or turn its sign, it says nothing about scale and is left as it comes. (The web
+/// UI would then amplify or negate the whole prompt.)
 ///
 /// # Shapes
 /// - hidden: `[1, tokens, channels]`; weights: one a token of text, after the begin token
@@ -357,7 +359,7 @@ fn weigh(hidden: Tensor<3>, weights: &[f32]) -> Tensor<3> {
         .map(|(m, &f)| m * f64::from(f))
         .sum();
     let restore = before / after;
-    if (0.25..=4.0).contains(&restore) {
+    if plausible(&factors).contains(&restore) {
         factors
             .iter_mut()
             .for_each(|f| *f = (f64::from(*f) * restore) as f32);
@@ -365,6 +367,15 @@ fn weigh(hidden: Tensor<3>, weights: &[f32]) -> Tensor<3> {
     let factors = TensorData::new(factors, [1, tokens, 1]);
     let factors = Tensor::<3>::from_data(factors, (&hidden.device(), hidden.dtype()));
     hidden * factors.expand([1, tokens, channels])
+}
+
+/// By how much weights may change a mean that says something about scale.
+fn plausible(factors: &[f32]) -> RangeInclusive<f64> {
+    let (least, most) = factors.iter().fold((1f32, 1f32), |(least, most), &f| {
+        (least.min(f), most.max(f))
+    });
+    let high = 1.0 / f64::from(least).max(0.1);
+    (1.0 / f64::from(most)).min(0.5)..=high.max(2.0)
 }
 
 /// The mean of each token's channels.

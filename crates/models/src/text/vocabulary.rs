@@ -169,7 +169,7 @@ impl Parts {
 
 /// transformers writes 1e30 for "no limit".
 fn context(length: f64) -> Option<usize> {
-    (length >= 3.0 && length <= 1e6).then_some(length as usize)
+    (3.0..=1e6).contains(&length).then_some(length as usize)
 }
 
 /// The keys that we use of `tokenizer_config.json` and `special_tokens_map.json`.
