@@ -253,7 +253,12 @@ impl Error {
             Error::NoWeights { found, .. } if found.is_empty() => {
                 "give a model folder as diffusers saves it, or a .safetensors file"
             }
-            Error::NoWeights { .. } => "convert the weights to safetensors",
+            Error::NoWeights { found, .. } if found.iter().any(|f| f.ends_with(".safetensors")) => {
+                "add the .safetensors.index.json that belongs to these shards"
+            }
+            Error::NoWeights { .. } => {
+                "this version reads safetensors only; convert the weights first"
+            }
             Error::Variant { .. } => "choose one of the variants",
             Error::Duplicate { .. } => "use files that belong to one model",
             Error::MissingTensor { .. } | Error::Incomplete { .. } => {
@@ -341,11 +346,7 @@ impl fmt::Display for Found<'_> {
         if self.0.is_empty() {
             return Ok(());
         }
-        write!(
-            f,
-            "; found only {}, which this version does not read",
-            List(self.0)
-        )
+        write!(f, "; found only {}", List(self.0))
     }
 }
 

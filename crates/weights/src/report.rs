@@ -112,7 +112,7 @@ impl LoadReport {
         let mut lines = Vec::new();
         if !self.missing.is_empty() {
             lines.push(format!(
-                "{} tensors are missing: {}",
+                "missing tensors ({}): {}",
                 self.missing.len(),
                 List(&self.missing)
             ));
@@ -127,7 +127,7 @@ impl LoadReport {
                 )
             };
             lines.push(format!(
-                "{} have another shape: {}",
+                "tensors of another shape ({}): {}",
                 self.wrong_shape.len(),
                 first(&self.wrong_shape, each)
             ));
@@ -137,7 +137,7 @@ impl LoadReport {
                 format!("{} is {}, expected {}", Name(&w.name), w.found, w.expected)
             };
             lines.push(format!(
-                "{} have another type: {}",
+                "tensors of another type ({}): {}",
                 self.wrong_dtype.len(),
                 first(&self.wrong_dtype, each)
             ));
@@ -164,7 +164,7 @@ impl fmt::Display for LoadReport {
         let (tensors, parameters, bytes) = (self.applied.len(), self.parameters(), self.bytes());
         write!(
             f,
-            "{tensors} tensors applied: {parameters} parameters in {bytes} bytes"
+            "applied tensors: {tensors}, {parameters} parameters in {bytes} bytes"
         )?;
         for line in self.faults() {
             write!(f, "\n{line}")?;
@@ -172,13 +172,17 @@ impl fmt::Display for LoadReport {
         if !self.unused.is_empty() {
             write!(
                 f,
-                "\n{} tensors are unused: {}",
+                "\nunused tensors ({}): {}",
                 self.unused.len(),
                 List(&self.unused)
             )?;
         }
         if !self.ignored.is_empty() {
-            write!(f, "\n{} more are known to be harmless", self.ignored.len())?;
+            write!(
+                f,
+                "\nunused and known to be harmless: {}",
+                self.ignored.len()
+            )?;
         }
         Ok(())
     }

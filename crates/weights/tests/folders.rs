@@ -285,14 +285,22 @@ fn folders_without_weights_say_what_is_there() {
     ));
     std::fs::write(dir.path().join("diffusion_pytorch_model.bin"), "x").unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
-    write(dir.path(), "model-00001-of-00002.safetensors", &["a"], 1);
-    let text = message(open(&dir, None));
+    let error = open(&dir, None).unwrap_err();
     assert!(
-        text.ends_with(
-            "found only \"diffusion_pytorch_model.bin\", \"model-00001-of-00002.safetensors\", which this version does not read"
-        ),
+        error
+            .to_string()
+            .ends_with("; found only \"diffusion_pytorch_model.bin\""),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("reads safetensors only"));
+    write(dir.path(), "model-00001-of-00002.safetensors", &["a"], 1);
+    let error = open(&dir, None).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.ends_with("\"diffusion_pytorch_model.bin\", \"model-00001-of-00002.safetensors\""),
         "{text}"
     );
+    assert!(error.hint().unwrap().contains("index.json"));
     let missing = WeightSet::open_component(dir.path().join("vae"), UNET, None);
     assert!(matches!(missing, Err(Error::NotFound { .. })));
     let file = WeightSet::open_component(dir.path().join("config.json"), UNET, None);
@@ -337,4 +345,42 @@ fn inspecting_counts_types_and_parameters() {
     assert_eq!(json["dtypes"][0]["dtype"], "F16");
     assert_eq!(json["dtypes"][0]["parameters"], 6);
     assert_eq!(json["tensors"][1]["shape"], serde_json::json!([3, 2]));
+}
+
+/// Any one byte of an index changed: opened or refused, never a panic, and never a file outside.
+#[test]
+fn every_changed_byte_of_an_index() {
+    let dir = folder();
+    write(dir.path(), "s1.safetensors", &["a"], 1);
+    index(
+        dir.path(),
+        "model.safetensors.index.json",
+        &[("a", "s1.safetensors")],
+    );
+    let path = dir.path().join("model.safetensors.index.json");
+    let bytes = std::fs::read(&path).unwrap();
+    for at in 0..bytes.len() {
+        std::fs::write(&path, &bytes[..at]).unwrap();
+        message(WeightSet::open(&path));
+        for value in [
+            0,
+            b'"',
+            b'{',
+            b'}',
+            b'/',
+            b'.',
+            b',',
+            b' ',
+            0xff,
+            bytes[at] ^ 1,
+        ] {
+            let mut changed = bytes.clone();
+            changed[at] = value;
+            std::fs::write(&path, changed).unwrap();
+            match WeightSet::open(&path) {
+                Ok(set) => assert_eq!(names(&set), ["a"]),
+                error => assert!(!message(error).contains(char::is_control)),
+            }
+        }
+    }
 }

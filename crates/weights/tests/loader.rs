@@ -252,7 +252,7 @@ fn a_loader_takes_by_path_and_keeps_the_account() {
     let text = report.to_string();
     assert_eq!(
         text,
-        "2 tensors applied: 16 parameters in 64 bytes\n1 tensors are unused: \"extra.weight\"\n1 more are known to be harmless"
+        "applied tensors: 2, 16 parameters in 64 bytes\nunused tensors (1): \"extra.weight\"\nunused and known to be harmless: 1"
     );
     assert!(
         serde_json::to_string(&report)
@@ -302,15 +302,17 @@ fn a_collecting_loader_tells_of_all_faults_at_once() {
     let error = loader.finish(&[]).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains("12 tensors are missing: \"0.w\", \"1.w\"") && text.contains("and 2 more"),
+        text.contains("missing tensors (12): \"0.w\", \"1.w\"") && text.contains("and 2 more"),
         "{text}"
     );
     assert!(
-        text.contains("1 have another shape: \"a\" is [4, 3], expected [3, 4]"),
+        text.contains("tensors of another shape (1): \"a\" is [4, 3], expected [3, 4]"),
         "{text}"
     );
     assert!(
-        text.contains("1 have another type: \"ids\" is I64, expected a floating-point type"),
+        text.contains(
+            "tensors of another type (1): \"ids\" is I64, expected a floating-point type"
+        ),
         "{text}"
     );
     assert!(!text.contains('\n'));
@@ -345,5 +347,32 @@ fn a_checking_loader_names_the_tensor_that_holds_nan() {
     assert!(
         text.ends_with("tensor \"unet.conv.bias\" holds NaN at index 1, expected finite numbers"),
         "{text}"
+    );
+}
+
+#[test]
+fn reports_of_components_add_up() {
+    let (_dir, all) = set(&[
+        f32s("unet.a", &[4]),
+        f32s("vae.b", &[2]),
+        f32s("vae.c", &[1]),
+    ]);
+    let take = |name: &str, shape: &[usize]| {
+        let part = Loader::new(all.filtered(|n| n.starts_with(&name[..3])));
+        part.tensor(name, shape).unwrap();
+        part.finish(&[]).unwrap()
+    };
+    let mut report = take("unet.a", &[4]);
+    report.merge(take("vae.b", &[2]));
+    assert_eq!((report.parameters(), report.applied.len()), (6, 2));
+    assert_eq!(report.unused, ["vae.c"]);
+    report.check().unwrap();
+    report.missing.push("x".into());
+    let error = report.check().unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("m.safetensors: missing tensors (1): \"x\""),
+        "{error}"
     );
 }
