@@ -100,10 +100,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn exp2_int(self, n: __m512) -> __m512 {
-        proven!({
-            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-        })
+        self.mul_exp2(self.splat(1.0), n)
+    }
+    #[inline(always)]
+    fn mul_exp2(self, v: __m512, n: __m512) -> __m512 {
+        proven!(_mm512_scalef_ps(v, n))
     }
     #[inline(always)]
     fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {

@@ -23,7 +23,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     ] {
         p = s.fma(p, r, s.splat(c));
     }
-    let y = s.mul(p, s.exp2_int(n));
+    let y = s.mul_exp2(p, n);
     s.select_lt(x, s.splat(-87.3), s.zero(), y)
 }
 

@@ -69,6 +69,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `2^n` for integral `n` in -126..=127.
     fn exp2_int(self, n: Self::V) -> Self::V;
+    /// `v * 2^n` for integral `n` in -126..=127.
+    #[inline(always)]
+    fn mul_exp2(self, v: Self::V, n: Self::V) -> Self::V {
+        self.mul(v, self.exp2_int(n))
+    }
     /// `if a < b { yes } else { no }`
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// Turns a square of `LANES` rows, `stride` apart, into `LANES` rows without gaps.
