@@ -37,9 +37,12 @@ def cut_vocabulary():
     return {t: i for i, t in enumerate(tokens)}, [merges[rank] for rank in kept], [full[t] for t in tokens]
 
 
-def write_tokenizer(folder, pad):
-    """Writes a tokenizer folder as the published checkpoints have it (no tokenizer.json)."""
+def write_tokenizer(folder, pad, full=False):
+    """Writes a tokenizer folder as the published checkpoints have it (no tokenizer.json), with the cut
+    vocabulary or the full one."""
     vocab, merges, _ = cut_vocabulary()
+    if full:
+        vocab, merges = json.loads((CLIP_BPE / "vocab.json").read_text(encoding="utf-8")), read_merges()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     text = "#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in merges)
