@@ -1,4 +1,4 @@
-//! The tokenizer against transformers' `CLIPTokenizer` (golden/tokens.py).
+//! The tokenizer against transformers' `CLIPTokenizer` (golden/clip_tokens.py).
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ struct Row {
 }
 
 fn rows() -> Vec<Row> {
-    let text = std::fs::read_to_string(golden("tokens.json")).unwrap();
+    let text = std::fs::read_to_string(golden("clip_tokens.json")).unwrap();
     let rows: Vec<Row> = serde_json::from_str(&text).unwrap();
     assert!(rows.len() > 300);
     rows
@@ -62,6 +62,36 @@ fn the_embedded_vocabulary_gives_the_ids_of_transformers() {
     // Built once.
     let again = ClipTokenizer::embedded(Padding::EndOfText).unwrap();
     assert!(Arc::ptr_eq(&tokenizer, &again));
+}
+
+#[test]
+fn awkward_prompts_are_framed_as_by_transformers() {
+    #[derive(Deserialize)]
+    struct Framed {
+        prompt: String,
+        ids: Vec<u32>,
+        ids_pad_bang: Vec<u32>,
+    }
+    #[derive(Deserialize)]
+    struct File {
+        tokens: Vec<Framed>,
+    }
+    // Of golden/make_tokens.py: with begin and end, neither padded nor cut.
+    let text = std::fs::read_to_string(golden("tokens.json")).unwrap();
+    let file: File = serde_json::from_str(&text).unwrap();
+    assert!(!file.tokens.is_empty());
+    for row in file.tokens {
+        for (padding, want) in [
+            (Padding::EndOfText, &row.ids),
+            (Padding::Exclamation, &row.ids_pad_bang),
+        ] {
+            let tokenizer = ClipTokenizer::embedded(padding).unwrap();
+            let mut found = vec![tokenizer.bos()];
+            found.extend(tokenizer.encode(&row.prompt).unwrap());
+            found.push(tokenizer.eos());
+            assert_eq!(&found, want, "{}", row.prompt);
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
-"""tokens.json: ids of prompts by transformers' CLIPTokenizer, for the full CLIP vocabulary and a cut one.
+"""clip_tokens.json: ids of prompts by transformers' CLIPTokenizer, for the full CLIP vocabulary and a cut one.
 
 The tokenizers: `sd1` and `sd2` are the full vocabulary with the special tokens of the published SD 1.5 and
 SD 2.1 folders; `tiny` is golden/sd1/tokenizer and `tiny_pad` golden/sd2/tokenizer. `saved` is `sd2` as
 transformers saves it (a tokenizer.json); its ids are checked here to be those of `sd2`.
 
-    CLIP_BPE=folder python golden/tokens.py
+    CLIP_BPE=folder python golden/clip_tokens.py
 """
 
 import json
@@ -90,7 +90,7 @@ def main():
         dropped = tokenizers["sd1"].batch_decode([cut])[0] if cut else None
         rows.append(dict(prompt=prompt, dropped=dropped, **ids))
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
-    (GOLDEN / "tokens.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (GOLDEN / "clip_tokens.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
