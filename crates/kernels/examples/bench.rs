@@ -69,10 +69,13 @@ impl Bench {
             }
         }
         let rate = flops / best / 1e9;
+        let cpu_rate = flops / best_cpu / 1e9;
         println!(
-            "{name:<40} {:9.3} ms {rate:8.1} GFLOP/s {:5.1} %",
+            "{name:<42} {:9.3} ms {rate:7.1} GFLOP/s {:5.1} % | cpu {:9.3} ms {:5.1} %",
             best * 1e3,
-            100.0 * rate / self.peak
+            100.0 * rate / self.peak,
+            best_cpu * 1e3,
+            100.0 * cpu_rate / self.peak
         );
     }
 
@@ -119,8 +122,12 @@ impl Bench {
         let mut out = vec![0.0f32; batch * out_side * out_side * cout];
         let flops = 2.0 * (out.len() * cin * kernel * kernel) as f64;
         let winograd = kernel == 3 && stride == 1;
-        let all = [ConvAlgorithm::Auto, ConvAlgorithm::Direct];
-        for algorithm in all.into_iter().take(if winograd { 2 } else { 1 }) {
+        let all = [
+            ConvAlgorithm::Auto,
+            ConvAlgorithm::Direct,
+            ConvAlgorithm::Winograd2,
+        ];
+        for algorithm in all.into_iter().take(if winograd { 3 } else { 1 }) {
             let name = format!(
                 "conv {batch}x{side}x{side}x{cin}->{cout} k{kernel} s{stride} {algorithm:?}"
             );

@@ -4,6 +4,8 @@ use crate::error::{KernelError, exactly, product};
 use crate::{Activation, Isa, RhsData};
 
 mod direct;
+mod transform;
+mod winograd;
 
 /// Zeros around the image, in pixels of the (upsampled) input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +40,11 @@ pub enum ConvAlgorithm {
     Auto,
     /// A matrix product over patches.
     Direct,
+    /// Winograd F(2x2, 3x3); falls back to `Direct` where it does not apply (it needs 3x3, stride 1).
+    Winograd2,
+    /// Winograd F(4x4, 3x3); falls back likewise. A quarter of the multiplications; root mean square error against
+    /// `f64` about 2e-6 of the output's root mean square, 5 times that of `Direct`.
+    Winograd4,
 }
 
 /// A cross-correlation as PyTorch's `conv2d` (dilation 1, one group), on channels-last activations.
@@ -171,9 +178,40 @@ impl Conv2d<'_> {
     pub fn run(self, isa: Isa) -> Result<(), KernelError> {
         self.check()?;
         if !self.out.is_empty() {
-            direct::run(isa, self);
+            match self.resolve() {
+                ConvAlgorithm::Winograd2 => winograd::run::<2>(isa, self),
+                ConvAlgorithm::Winograd4 => winograd::run::<4>(isa, self),
+                ConvAlgorithm::Auto | ConvAlgorithm::Direct => direct::run(isa, self),
+            }
         }
         Ok(())
+    }
+}
+
+impl Conv2d<'_> {
+    /// The algorithm that runs.
+    fn resolve(&self) -> ConvAlgorithm {
+        let (oh, ow) = self.out_size();
+        if self.kernel != (3, 3) || self.stride != 1 || self.in_channels == 0 {
+            return ConvAlgorithm::Direct;
+        }
+        if self.algorithm != ConvAlgorithm::Auto {
+            return self.algorithm;
+        }
+        // Thin layers are bound by the transforms.
+        if self.in_channels < 32 || self.out_channels < 32 {
+            return ConvAlgorithm::Direct;
+        }
+        let tiles = |side: usize| oh.div_ceil(side) * ow.div_ceil(side);
+        let costs = [
+            (tiles(4) * 36, ConvAlgorithm::Winograd4),
+            (tiles(2) * 16, ConvAlgorithm::Winograd2),
+            (oh * ow * 9, ConvAlgorithm::Direct),
+        ];
+        costs
+            .into_iter()
+            .min_by_key(|c| c.0)
+            .map_or(ConvAlgorithm::Direct, |c| c.1)
     }
 }
 

@@ -171,10 +171,20 @@ proptest! {
     fn any_shape_agrees_with_the_reference(case in case()) {
         case.check(ConvAlgorithm::Direct, 1.0);
     }
+
+    /// Winograd multiplies inputs by up to 16 in both directions before they cancel; its error against the sum of
+    /// magnitudes is at most this much larger.
+    #[test]
+    fn winograd_agrees_with_the_reference(case in case()) {
+        let case = Case { kernel: (3, 3), stride: 1, ..case };
+        case.check(ConvAlgorithm::Winograd2, 4.0);
+        case.check(ConvAlgorithm::Winograd4, 16.0);
+        case.check(ConvAlgorithm::Auto, 16.0);
+    }
 }
 
-pub fn plain(size: (usize, usize), channels: (usize, usize), kernel: usize) -> ConvCase {
-    ConvCase(Case {
+fn plain(size: (usize, usize), channels: (usize, usize), kernel: usize) -> Case {
+    Case {
         batch: 2,
         size,
         channels,
@@ -186,10 +196,8 @@ pub fn plain(size: (usize, usize), channels: (usize, usize), kernel: usize) -> C
         activation: Activation::Silu,
         residual: true,
         bias: 2,
-    })
+    }
 }
-
-pub struct ConvCase(Case);
 
 #[test]
 fn blocked_channels_agree_with_the_reference() {
@@ -198,22 +206,66 @@ fn blocked_channels_agree_with_the_reference() {
         .build()
         .unwrap();
     pool.install(|| {
-        plain((7, 9), (150, 67), 3)
-            .0
-            .check(ConvAlgorithm::Direct, 1.0);
-        plain((5, 5), (600, 33), 1)
-            .0
-            .check(ConvAlgorithm::Direct, 1.0);
+        plain((7, 9), (150, 67), 3).check(ConvAlgorithm::Direct, 1.0);
+        plain((5, 5), (600, 33), 1).check(ConvAlgorithm::Direct, 1.0);
         // More places in the window than one block of the inner dimension holds.
-        plain((25, 26), (2, 5), 25)
-            .0
-            .check(ConvAlgorithm::Direct, 1.0);
+        plain((25, 26), (2, 5), 25).check(ConvAlgorithm::Direct, 1.0);
     });
 }
 
 #[test]
+fn blocked_winograd_agrees_with_the_reference() {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
+    pool.install(|| {
+        for algorithm in [ConvAlgorithm::Winograd2, ConvAlgorithm::Winograd4] {
+            plain((27, 50), (130, 37), 3).check(algorithm, 16.0);
+        }
+    });
+}
+
+/// The bound that the documentation states, on the noise it speaks of.
+#[test]
+fn winograd_error_is_as_documented() {
+    let case = Case {
+        batch: 1,
+        size: (24, 24),
+        channels: (320, 40),
+        kernel: (3, 3),
+        stride: 1,
+        padding: Padding::all(1),
+        upsample: false,
+        stored: 0,
+        activation: Activation::None,
+        residual: false,
+        bias: 0,
+    };
+    let inputs = case.inputs(false);
+    let mut want = vec![0.0; case.out_len()];
+    reference::conv2d(case.call(&inputs, &mut want, ConvAlgorithm::Auto)).unwrap();
+    let square = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+    let size = square(&mut want.iter().map(|&v| f64::from(v)));
+    for (algorithm, bound) in [
+        (ConvAlgorithm::Direct, 6e-7),
+        (ConvAlgorithm::Winograd2, 1e-6),
+        (ConvAlgorithm::Winograd4, 2.5e-6),
+    ] {
+        for isa in Isa::available() {
+            let mut got = want.clone();
+            case.call(&inputs, &mut got, algorithm).run(isa).unwrap();
+            let pairs = got.iter().zip(&want);
+            let error = square(&mut pairs.map(|(&g, &w)| f64::from(g) - f64::from(w))) / size;
+            println!("{} {algorithm:?}: {error:.2e}", isa.name());
+            assert!(error <= bound, "{} {algorithm:?}: {error:e}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn wrong_lengths_are_errors() {
-    let case = plain((4, 4), (3, 5), 3).0;
+    let case = plain((4, 4), (3, 5), 3);
     let inputs = case.inputs(false);
     let mut out = vec![0.0; case.out_len()];
     let call = |x: &[f32], out: &mut [f32], stride| {

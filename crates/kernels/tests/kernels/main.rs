@@ -10,10 +10,10 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 /// Half a unit in the last place of 1.
-pub const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
+pub(crate) const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
 
 /// Numbers in [-1, 1), the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|_| {
@@ -27,14 +27,14 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
 
 /// A weight in one of its storage types.
 #[derive(Debug, Clone)]
-pub enum Stored {
+pub(crate) enum Stored {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
 }
 
 impl Stored {
-    pub fn new(values: Vec<f32>, kind: usize) -> Self {
+    pub(crate) fn new(values: Vec<f32>, kind: usize) -> Self {
         match kind % 3 {
             0 => Self::F32(values),
             1 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
@@ -42,7 +42,7 @@ impl Stored {
         }
     }
 
-    pub fn data(&self) -> RhsData<'_> {
+    pub(crate) fn data(&self) -> RhsData<'_> {
         match self {
             Self::F32(v) => RhsData::F32(v),
             Self::F16(v) => RhsData::F16(v),
@@ -51,7 +51,7 @@ impl Stored {
     }
 }
 
-pub const ACTIVATIONS: [Activation; 5] = [
+pub(crate) const ACTIVATIONS: [Activation; 5] = [
     Activation::None,
     Activation::Silu,
     Activation::Gelu,
@@ -60,12 +60,12 @@ pub const ACTIVATIONS: [Activation; 5] = [
 ];
 
 /// Sizes that find edges: nothing, one, primes, and around the tiles.
-pub fn size() -> impl Strategy<Value = usize> {
+pub(crate) fn size() -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(0usize), 2 => Just(1usize), 6 => 2usize..40, 2 => prop::sample::select(vec![47, 61, 97, 128])]
 }
 
 /// Asserts `|got - want| <= bound * magnitude` for every element.
-pub fn assert_close(what: &str, got: &[f32], want: &[f32], magnitude: &[f32], bound: f64) {
+pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f32], magnitude: &[f32], bound: f64) {
     assert_eq!(got.len(), want.len());
     for (i, ((&g, &w), &m)) in got.iter().zip(want).zip(magnitude).enumerate() {
         let error = (f64::from(g) - f64::from(w)).abs();
