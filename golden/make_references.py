@@ -29,6 +29,10 @@ def load(family):
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     pipe = kind.from_pretrained(GOLDEN / family, torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
+    if not hasattr(pipe.text_encoder, "text_model"):
+        # diffusers 0.42.1 asks for the name that transformers 5 took away, when it skips layers. Past
+        # nn.Module's own setter: the encoder must not become its own submodule.
+        object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
     return pipe
 
 

@@ -37,6 +37,17 @@ SAMPLERS = [
     ("tcd", "normal", "TCDScheduler", {}, 0.0),
     ("tcd", "normal", "TCDScheduler", {}, 0.3),
 ]
+# Square runs with one thing changed; the last two columns are pipeline arguments and the families.
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+EXTRAS = [
+    ("euler", "normal", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {}, "sd1 sd2 sdxl"),
+    ("dpmpp_2m", "normal", "DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}, {}, "sd1"),
+    ("dpmpp_2m", "normal", "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, {}, "sd1"),
+    ("euler", "beta", "EulerDiscreteScheduler", {"use_beta_sigmas": True}, {}, "sd1"),
+    ("ddim", "normal", "DDIMScheduler", {}, {"clip_skip": 1}, "sd1 sdxl"),
+    ("ddim", "normal", "DDIMScheduler", {}, {"guidance_rescale": 0.7}, "sd1 sdxl"),
+    ("ddim", "normal", "DDIMScheduler", ZERO_SNR, {"guidance_rescale": 0.7}, "sd2"),
+]
 SIZES = {"sd1": (64, 128), "sd2": (64, 128), "sdxl": (64, 96)}  # width, height
 
 
@@ -49,6 +60,11 @@ def cases(family):
             negative = NEGATIVE if guidance != 1.0 and number % 2 == 0 else None
             yield dict(sampler=sampler, schedule=schedule, scheduler=kind, options=options, steps=steps,
                        guidance=guidance, eta=eta, seed=chance.randrange(2**32), prompt=prompt, negative=negative)
+    for sampler, schedule, kind, options, more, families in EXTRAS:
+        if family in families.split():
+            yield dict(sampler=sampler, schedule=schedule, scheduler=kind, options=options, steps=5, guidance=6.0,
+                       eta=0.0, seed=chance.randrange(2**32), prompt=PROMPTS[2], negative=NEGATIVE, size=(64, 64),
+                       more=more)
     if family == "sdxl":
         turbo = json.loads((GOLDEN / "sdxl" / "scheduler_turbo" / "scheduler_config.json").read_text())
         for steps, guidance in ((1, 0.0), (4, 0.0), (4, 2.0)):
@@ -61,6 +77,11 @@ def case_name(case):
     parts = [("turbo_" if case.get("turbo") else "") + case["sampler"]]
     parts += [case["schedule"]] if case["schedule"] != "normal" else []
     parts += [f"eta{case['eta']}"] if case["eta"] else []
+    options = case["options"]
+    if not case.get("turbo"):
+        parts += [options["timestep_spacing"]] if "timestep_spacing" in options else []
+        parts += ["zero_snr"] if "rescale_betas_zero_snr" in options else []
+        parts += [f"{k}{v}" for k, v in case.get("more", {}).items()]
     steps = f"/steps{case['steps']}" if case.get("turbo") else ""
     return f"pipe/{'_'.join(parts)}{steps}/g{case['guidance']}/seed{case['seed']}"
 
@@ -102,12 +123,11 @@ def run(pipe, case, width, height, dtype):
 
     picture = pipe(case["prompt"], negative_prompt=case["negative"], width=width, height=height,
                    num_inference_steps=case["steps"], guidance_scale=case["guidance"], eta=case["eta"],
-                   callback_on_step_end=keep, output_type="np", **options).images[0]
+                   callback_on_step_end=keep, output_type="np", **options, **case.get("more", {})).images[0]
     return noise, steps, (picture * 255).round().astype(numpy.uint8), picture
 
 
 def make_runs(pipe, family):
-    width, height = SIZES[family]
     base = pipe.scheduler.config
     double = copy.deepcopy(pipe)
     for part in (double.unet, double.vae, double.text_encoder, getattr(double, "text_encoder_2", None)):
@@ -115,8 +135,10 @@ def make_runs(pipe, family):
             part.double()
     tensors, manifest = {}, []
     for case in cases(family):
-        kind = getattr(diffusers, case.pop("scheduler"))
-        options = case.pop("options")
+        width, height = case.get("size", SIZES[family])
+        name, more = case_name(case), case.get("more", {})
+        kind = getattr(diffusers, case["scheduler"])
+        options = case["options"]
         config = options if case.get("turbo") else base
         given = {} if case.get("turbo") else options
         pipe.scheduler, double.scheduler = kind.from_config(config, **given), kind.from_config(config, **given)
@@ -125,7 +147,6 @@ def make_runs(pipe, family):
             _, steps64, image64, exact64 = run(double, case, width, height, torch.float64)
         rounding = max(float((a.double() - b.double()).abs().max() / b.abs().max()) for a, b in zip(steps, steps64))
         pixels = int(numpy.abs(image.astype(int) - image64.astype(int)).max())
-        name = case_name(case)
         tensors[f"{name}/noise"] = noise
         for i, latent in enumerate(steps):
             tensors[f"{name}/step{i:02}"] = latent
@@ -133,7 +154,7 @@ def make_runs(pipe, family):
         sigmas = getattr(pipe.scheduler, "sigmas", None)
         manifest.append(dict(
             name=name, file="pipelines.safetensors", model=family,
-            scheduler="scheduler_turbo" if case.pop("turbo", False) else "scheduler",
+            scheduler="scheduler_turbo" if case.get("turbo") else "scheduler",
             sampler=case["sampler"], schedule=case["schedule"],
             spacing=pipe.scheduler.config.get("timestep_spacing", "linspace"),
             # JSON has no infinity (lambda_min_clipped's default): null.
@@ -144,7 +165,9 @@ def make_runs(pipe, family):
             sigmas=None if sigmas is None else [float(s) for s in sigmas],
             steps=case["steps"], recorded=len(steps), guidance=case["guidance"], eta=case["eta"],
             seed=case["seed"], prompt=case["prompt"], negative=case["negative"], width=width, height=height,
-            rounding=rounding))
+            guidance_rescale=more.get("guidance_rescale", 0.0),
+            # Counted as Aquatint does: 1 is the family's usual layer.
+            clip_skip=more.get("clip_skip", 0) + 1, rounding=rounding))
         clipped = float(((image == 0) | (image == 255)).mean())
         print(f"  {name}: f32 against f64 {rounding:.1e}, pixels {pixels}; |latent| {steps[-1].abs().mean():.2f}, "
               f"picture std {image.std():.0f}, clipped {clipped:.3f}", flush=True)

@@ -49,6 +49,11 @@ pub struct Case {
     pub width: usize,
     /// Height in pixels.
     pub height: usize,
+    /// Guidance rescale, 0 is off.
+    pub guidance_rescale: f64,
+    /// Which layer of the text encoder, from the end: 1 is the family's usual one, 2 the one before
+    /// it (`clip_skip=1` in diffusers).
+    pub clip_skip: usize,
     /// Largest difference of the final latents between an f32 and an f64 run of diffusers,
     /// relative to their largest value: what rounding alone does to this case.
     pub rounding: f64,
