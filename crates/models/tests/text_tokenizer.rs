@@ -184,6 +184,11 @@ fn broken_folders_are_errors() {
         r#"{"model": {"vocab": {"a": 1}, "merges": [["a", "a"]]}}"#,
     );
     assert!(error().contains("needs the token \"aa\""), "{}", error());
+    write(
+        "tokenizer.json",
+        r#"{"model": {"vocab": {"a": 4294967295}, "merges": []}}"#,
+    );
+    assert!(error().contains("expected below"), "{}", error());
     write("tokenizer.json", "[]");
     error();
 }

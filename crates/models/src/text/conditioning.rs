@@ -73,7 +73,7 @@ impl TextEncoder {
 
 /// Which of an encoder's states a model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hidden {
+enum Hidden {
     /// The last layer's, after the final normalisation: Stable Diffusion 1.x and 2.x. With a clip
     /// skip an earlier layer's, normalised too.
     Normalized,

@@ -11,7 +11,7 @@ mod vocabulary;
 
 pub use clip::{ClipSkip, ClipTextEncoder, ClipTextOutput};
 pub use conditioning::{
-    Conditioner, Conditioning, EncodeOptions, Encoded, Hidden, MAX_CHUNKS, Negative, TextEncoder,
+    Conditioner, Conditioning, EncodeOptions, Encoded, MAX_CHUNKS, Negative, TextEncoder,
 };
 pub use config::ClipTextConfig;
 pub use prompt::Syntax;

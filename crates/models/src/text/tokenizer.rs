@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{
     Lowercase, NFC, NormalizerWrapper, Replace, replace::ReplacePattern,
 };
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, normalizers, pre_tokenizers};
 
 use super::vocabulary::{Added, BOS, EOS, Parts, SUFFIX, Vocabulary};
 use crate::ModelError;
@@ -52,6 +52,7 @@ pub struct ClipTokenizer {
     pad: u32,
     comma: Option<u32>,
     context: usize,
+    vocabulary: usize,
 }
 
 impl ClipTokenizer {
@@ -97,31 +98,17 @@ impl ClipTokenizer {
     }
 
     fn build(parts: Parts) -> Result<Self, ModelError> {
+        let largest = parts.vocabulary.tokens.values().max().copied();
+        let names: Vec<_> = parts.added.iter().map(|a| a.content.clone()).collect();
         let model = BPE::builder()
-            .vocab_and_merges(
-                parts.vocabulary.tokens.into_iter().collect::<Vocab>(),
-                parts.vocabulary.merges,
-            )
+            .vocab_and_merges(parts.vocabulary.tokens, parts.vocabulary.merges)
             .unk_token(parts.unk)
             .continuing_subword_prefix(String::new())
             .end_of_word_suffix(SUFFIX.to_owned())
             .build()
             .map_err(failed)?;
         let mut inner = Tokenizer::new(model);
-        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ").map_err(failed)?;
-        let steps: Vec<NormalizerWrapper> = vec![NFC.into(), spaces.into(), Lowercase.into()];
-        inner
-            .with_normalizer(Some(tokenizers::normalizers::Sequence::new(steps)))
-            .map_err(failed)?;
-        let pattern = SplitPattern::Regex(WORDS.to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Removed, true).map_err(failed)?;
-        // transformers leaves ByteLevel's own splitting (GPT-2's) on.
-        let bytes = ByteLevel::new(false, true, true);
-        let steps: Vec<PreTokenizerWrapper> = vec![split.into(), bytes.into()];
-        inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::sequence::Sequence::new(
-            steps,
-        )));
-        inner.with_decoder(Some(ByteLevel::default()));
+        set_steps(&mut inner).map_err(failed)?;
         let added = parts.added.into_iter().map(|a| {
             AddedToken::from(a.content, true)
                 .normalized(a.normalized)
@@ -137,7 +124,10 @@ impl ClipTokenizer {
                 ))
             })
         };
+        let added = names.iter().filter_map(|name| inner.token_to_id(name));
+        let largest = added.chain(largest).max().unwrap_or(0);
         Ok(ClipTokenizer {
+            vocabulary: largest as usize + 1,
             bos: id(&parts.bos)?,
             eos: id(&parts.eos)?,
             pad: id(&parts.pad)?,
@@ -206,8 +196,7 @@ impl ClipTokenizer {
 
     /// One more than the largest id.
     pub fn vocabulary(&self) -> usize {
-        let ids = self.inner.get_vocab(true);
-        ids.values().max().map_or(0, |&id| id as usize + 1)
+        self.vocabulary
     }
 
     /// Id of `<|startoftext|>`.
@@ -229,6 +218,21 @@ impl ClipTokenizer {
     pub fn comma(&self) -> Option<u32> {
         self.comma
     }
+}
+
+/// The steps around the byte-pair encoding, as transformers sets them.
+fn set_steps(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")?;
+    let steps: Vec<NormalizerWrapper> = vec![NFC.into(), spaces.into(), Lowercase.into()];
+    tokenizer.with_normalizer(Some(normalizers::Sequence::new(steps)))?;
+    let words = SplitPattern::Regex(WORDS.to_owned());
+    let split = Split::new(words, SplitDelimiterBehavior::Removed, true)?;
+    // transformers leaves ByteLevel's own splitting (GPT-2's) on.
+    let bytes = ByteLevel::new(false, true, true);
+    let steps: Vec<PreTokenizerWrapper> = vec![split.into(), bytes.into()];
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizers::sequence::Sequence::new(steps)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    Ok(())
 }
 
 fn failed(error: impl std::fmt::Display) -> ModelError {

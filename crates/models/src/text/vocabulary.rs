@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::models::bpe::Vocab;
 
 use crate::ModelError;
 
@@ -13,6 +14,9 @@ const MERGES: &[u8] = include_bytes!("../../data/clip_merges.txt.zst");
 /// Bytes of the embedded merges once decompressed; a test holds it.
 const MERGES_LENGTH: usize = 524_619;
 
+/// Ids are below this. Far above any vocabulary; it keeps sums of ids from overflowing.
+const MAX_ID: u32 = 1 << 24;
+
 /// Marks the end of a word.
 pub(super) const SUFFIX: &str = "</w>";
 pub(super) const BOS: &str = "<|startoftext|>";
@@ -20,7 +24,7 @@ pub(super) const EOS: &str = "<|endoftext|>";
 
 /// Tokens with their ids, and the merges in order of rank.
 pub(super) struct Vocabulary {
-    pub tokens: HashMap<String, u32>,
+    pub tokens: Vocab,
     pub merges: Vec<(String, String)>,
 }
 
@@ -83,6 +87,10 @@ impl Vocabulary {
 
     /// The builder of the BPE takes each merge's parts and product for granted.
     fn check(self, path: &Path) -> Result<Self, ModelError> {
+        if let Some((token, id)) = self.tokens.iter().find(|(_, id)| **id >= MAX_ID) {
+            let message = format!("the token {token:?} has the id {id}, expected below {MAX_ID}");
+            return Err(json_error(path, message));
+        }
         for (a, b) in &self.merges {
             for token in [a, b, &format!("{a}{b}")] {
                 if !self.tokens.contains_key(token) {
@@ -234,7 +242,7 @@ struct Whole {
 
 #[derive(Deserialize)]
 struct WholeModel {
-    vocab: HashMap<String, u32>,
+    vocab: Vocab,
     merges: Vec<Merge>,
 }
 
