@@ -108,8 +108,9 @@ pub struct NoiseSchedule {
     log_sigmas: Vec<f64>,
 }
 
-/// What diffusers puts in place of a last cumulative product of zero where it divides by it.
-const SMALLEST_ALPHA_CUMPROD: f32 = 1.0 / (1 << 24) as f32;
+/// The sigma of a step without signal where a sampler divides by it: diffusers puts a cumulative
+/// product of 2^-24 in place of zero, and the root of 2^24 - 1 rounds to this in torch.
+const LARGEST_SIGMA: f32 = 4096.0;
 
 impl NoiseSchedule {
     /// The schedule of a scheduler configuration, with `beta_start` and `beta_end` defaulting to
@@ -181,8 +182,11 @@ impl NoiseSchedule {
         }
         // The sigmas are those of the samplers that divide by alpha; the product itself stays exact.
         let ratio = |&a: &f32| {
-            let a = if a > 0.0 { a } else { SMALLEST_ALPHA_CUMPROD };
-            ((1.0 - a) / a).sqrt()
+            if a > 0.0 {
+                ((1.0 - a) / a).sqrt()
+            } else {
+                LARGEST_SIGMA
+            }
         };
         let sigmas: Vec<f32> = alphas_cumprod.iter().map(ratio).collect();
         Ok(Self {

@@ -21,6 +21,18 @@ pub(crate) fn combine<const N: usize>(terms: [(f64, &[f32]); N]) -> Vec<f32> {
         .collect()
 }
 
+/// An Euler step `x + (x - denoised) / sigma · dt`, with the order and the rounding of torch's f32.
+///
+/// At zero terminal SNR sigma begins at 4096, and the step subtracts numbers of that size to leave one
+/// of size 1: the reference's rounding there is part of its picture.
+pub(crate) fn euler_step(x: &[f32], denoised: &[f32], sigma: f64, dt: f64) -> Vec<f32> {
+    let (sigma, dt) = (sigma as f32, dt as f32);
+    x.iter()
+        .zip(denoised)
+        .map(|(x, d)| x + (x - d) / sigma * dt)
+        .collect()
+}
+
 /// `e^x - 1` over `x`, with its limit 1 at zero.
 pub(crate) fn phi1(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { x.exp_m1() / x }

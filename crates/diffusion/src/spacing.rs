@@ -201,12 +201,13 @@ pub(crate) fn multistep_grid(
         times = sigmas
             .iter()
             .map(|&s| schedule.sigma_to_timestep(s))
-            // Where it is not rounded, the cast to whole numbers cuts the fraction off.
+            // Where it is not rounded, the cast to whole numbers cuts the fraction off. A sigma of the
+            // training steps themselves must not fall short of its time by the logarithm's last bit.
             .map(|t| {
                 if rounded {
                     t.round_ties_even()
                 } else {
-                    t.trunc()
+                    (t + 1e-4).trunc()
                 }
             })
             .collect();

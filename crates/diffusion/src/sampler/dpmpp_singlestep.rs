@@ -52,11 +52,6 @@ fn orders(order: usize, n: usize, lower_final: bool, ends_clean: bool) -> Vec<us
 impl Sampler for DpmppSinglestep {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let step = ctx.plan.steps[i];
-        if step.is_still() {
-            // Two visited times rounded to the same one: begin a block afresh after it.
-            self.history = History::default();
-            return Ok(x);
-        }
         let denoised = ctx.denoise(&x, step.from)?;
         self.history.push(step.from, denoised, self.order);
         let planned = self.orders[ctx.plan.full_len - ctx.plan.len() + i];
@@ -83,10 +78,15 @@ impl DpmppSinglestep {
         // The oldest result of the block is the one at its start.
         let (lambda, m) = self.history.get(order - 1);
         let base = combine([(to.sigma / start.sigma, x), (-to.alpha * decay, m)]);
+        if h == 0.0 {
+            return base;
+        }
         let difference = |back: usize| {
             let (lambda_k, m_k) = self.history.get(back);
             let r = (lambda_k - lambda) / h;
-            (r, combine([(1.0 / r, m_k), (-1.0 / r, m)]))
+            // Two visited times may round to the same one; the network then says the same of both.
+            let scale = if r == 0.0 { 0.0 } else { 1.0 / r };
+            (r, combine([(scale, m_k), (-scale, m)]))
         };
         match order {
             1 => base,
@@ -101,7 +101,7 @@ impl DpmppSinglestep {
             }
             _ => {
                 let ((r0, d1_1), (r1, d1_0)) = (difference(0), difference(1));
-                if !self.heun {
+                if !self.heun || r0 == r1 {
                     return combine([(1.0, &base), (to.alpha * (decay / h + 1.0), &d1_1)]);
                 }
                 let d1 = combine([(r0 / (r0 - r1), &d1_0), (-r1 / (r0 - r1), &d1_1)]);

@@ -1,8 +1,8 @@
 //! Euler's method, plain and ancestral.
 
-use super::{Context, Sampler, ancestral_step};
+use super::{Context, Sampler, ancestral_step_single};
 use crate::error::Error;
-use crate::math::combine;
+use crate::math::{combine, euler_step};
 use crate::plan::Step;
 
 /// Euler's method on the probability-flow ODE (Karras et al. 2022, algorithm 2 without churn).
@@ -13,9 +13,7 @@ impl Sampler for Euler {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
-        // x + d · dt, with d = (x - denoised) / sigma and dt = sigma_next - sigma.
-        let ratio = to.sigma / from.sigma;
-        Ok(combine([(ratio, &x), (1.0 - ratio, &denoised)]))
+        Ok(euler_step(&x, &denoised, from.sigma, to.sigma - from.sigma))
     }
 }
 
@@ -30,14 +28,10 @@ impl Sampler for EulerAncestral {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
-        let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
-        let ratio = down / from.sigma;
+        let (down, up) = ancestral_step_single(from.sigma, to.sigma, self.eta);
+        let down = euler_step(&x, &denoised, from.sigma, down - from.sigma);
         // diffusers draws at the last step too, where the noise counts for nothing.
         let noise = ctx.noise(x.len());
-        Ok(combine([
-            (ratio, &x),
-            (1.0 - ratio, &denoised),
-            (up * self.s_noise, &noise),
-        ]))
+        Ok(combine([(1.0, &down), (up * self.s_noise, &noise)]))
     }
 }

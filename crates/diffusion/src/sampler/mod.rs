@@ -232,3 +232,14 @@ fn ancestral_step(from: f64, to: f64, eta: f64) -> (f64, f64) {
     .min(to);
     ((to * to - up * up).max(0.0).sqrt(), up)
 }
+
+/// As [`ancestral_step`] with the rounding of diffusers' f32, which where a step is long leaves few
+/// digits of the sigma to step down to: they are part of its picture.
+fn ancestral_step_single(from: f64, to: f64, eta: f64) -> (f64, f64) {
+    let (from, to) = (from as f32, to as f32);
+    let full = (to * to * (from * from - to * to) / (from * from))
+        .max(0.0)
+        .sqrt();
+    let up = (eta as f32 * full).min(to);
+    ((to * to - up * up).max(0.0).sqrt().into(), up.into())
+}

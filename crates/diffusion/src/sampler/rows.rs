@@ -252,7 +252,6 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         class: Some("DPMSolverSinglestepScheduler"),
         grid: Grid::Multistep(Multistep::DpmSingle),
         defaults: PLAIN_OLD,
-        calls: one_a_moving_step,
         check: check_dpm,
         new: |plan, _, _| Box::new(dpmpp_singlestep::DpmppSinglestep::new(plan)),
         ..BASE

@@ -110,7 +110,13 @@ impl UniPc {
     fn base(&self, x: &[f32], s: &Scalars, from: Level, to: Level) -> Vec<f32> {
         let (_, m0) = self.history.get(0);
         let (of_x, of_m) = self.factors(from, to);
-        combine([(of_x, x), (-of_m * s.h_phi_1, m0)])
+        // On the noise, sigma (e^h - 1) without its infinite factor where no noise is to be left.
+        let of_m = if self.on_clean {
+            of_m * s.h_phi_1
+        } else {
+            to.alpha * from.ratio() - to.sigma
+        };
+        combine([(of_x, x), (-of_m, m0)])
     }
 
     fn factors(&self, from: Level, to: Level) -> (f64, f64) {
