@@ -1,6 +1,6 @@
 //! The text side against diffusers and transformers, on the tiny checkpoints of `golden/`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::error::Error;
 use std::path::PathBuf;

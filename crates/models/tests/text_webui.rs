@@ -1,6 +1,6 @@
 //! Prompts against AUTOMATIC1111's web UI (golden/webui_prompts.py).
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::error::Error;
 use std::sync::Arc;
