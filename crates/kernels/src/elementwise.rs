@@ -1,7 +1,7 @@
 //! Element-wise functions, softmax over rows, nearest resize and timestep embeddings.
 
 use crate::error::{KernelError, exactly, product};
-use crate::simd::{Job, Simd, math};
+use crate::simd::{Job, Simd, map, map2, math, sum_of};
 use crate::threads::for_row_groups;
 use crate::{Activation, Isa};
 
@@ -100,7 +100,7 @@ impl Job for GegluRows<'_> {
         {
             let (value, gate) = row.split_at(self.half);
             out.copy_from_slice(value);
-            s.map2(out, gate, |v, g| s.mul(v, math::gelu(s, g)));
+            map2!(s, out, gate, |v, g| s.mul(v, math::gelu(s, g)));
         }
     }
 }
@@ -137,9 +137,9 @@ impl Job for SoftmaxRows<'_> {
                 row.fill(0.0);
                 continue;
             }
-            s.map(row, |v| math::exp(s, s.sub(v, s.splat(max))));
-            let inverse = s.splat(1.0 / s.sum_of(row, |v| v));
-            s.map(row, |v| s.mul(v, inverse));
+            map!(s, row, |v| math::exp(s, s.sub(v, s.splat(max))));
+            let inverse = s.splat(1.0 / sum_of!(s, row, |v| v));
+            map!(s, row, |v| s.mul(v, inverse));
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{KernelError, exactly, product};
 use crate::gemm::driver::{SharedOut, for_each};
 use crate::gemm::params::split;
 use crate::scratch::Scratch;
-use crate::simd::{Job, Simd, math};
+use crate::simd::{Job, Simd, map, map2, math, sum_of};
 use crate::threads::for_row_groups;
 use crate::{Activation, Isa};
 
@@ -202,17 +202,10 @@ impl Job for Collect<'_> {
             let block = &x[start * channels..pixels.end.min(start + PIXELS_AT_ONCE) * channels];
             for c in (0..channels).step_by(S::LANES) {
                 let width = S::LANES.min(channels - c);
-                let load = |row: &[f32]| {
-                    if width == S::LANES {
-                        s.load_slice(&row[c..])
-                    } else {
-                        s.load_partial(&row[c..])
-                    }
-                };
-                let pivot = load(&x[..channels]);
+                let pivot = s.load_some(&x[c..channels]);
                 let (mut sum, mut square) = (s.zero(), s.zero());
                 for row in block.chunks_exact(channels) {
-                    let d = s.sub(load(row), pivot);
+                    let d = s.sub(s.load_some(&row[c..]), pivot);
                     sum = s.add(sum, d);
                     square = s.fma(d, d, square);
                 }
@@ -239,36 +232,21 @@ impl Job for Affine<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.activation {
-            Activation::None => self.rows(s, |v| v),
-            Activation::Silu => self.rows(s, |v| math::activate(s, Activation::Silu, v)),
-            other => self.rows(s, |v| math::activate(s, other, v)),
-        }
-    }
-}
-
-impl Affine<'_> {
-    #[inline(always)]
-    fn rows<S: Simd>(self, s: S, f: impl Fn(S::V) -> S::V) {
         let channels = self.scale.len();
-        let whole = channels / S::LANES * S::LANES;
         for (x, out) in self
             .x
             .chunks_exact(channels)
             .zip(self.out.chunks_exact_mut(channels))
         {
-            for c in (0..whole).step_by(S::LANES) {
-                let (scale, shift) = (
-                    s.load_slice(&self.scale[c..]),
-                    s.load_slice(&self.shift[c..]),
-                );
-                s.store_slice(&mut out[c..], f(s.fma(s.load_slice(&x[c..]), scale, shift)));
+            for c in (0..channels / S::LANES * S::LANES).step_by(S::LANES) {
+                let scale = s.load_slice(&self.scale[c..]);
+                let shift = s.load_slice(&self.shift[c..]);
+                s.store_slice(&mut out[c..], s.fma(s.load_slice(&x[c..]), scale, shift));
             }
-            if whole < channels {
-                let load = |v: &[f32]| s.load_partial(&v[whole..]);
-                let y = f(s.fma(load(x), load(self.scale), load(self.shift)));
-                s.store_partial(&mut out[whole..], y);
+            for c in channels / S::LANES * S::LANES..channels {
+                out[c] = x[c] * self.scale[c] + self.shift[c];
             }
+            math::activate_slice(s, self.activation, out);
         }
     }
 }
@@ -436,11 +414,11 @@ impl Job for NormRows<'_> {
             .zip(self.out.chunks_exact_mut(self.cols))
         {
             let mean = s.splat(if centre {
-                s.sum_of(x, |v| v) / count
+                sum_of!(s, x, |v| v) / count
             } else {
                 0.0
             });
-            let square = s.sum_of(x, |v| {
+            let square = sum_of!(s, x, |v| {
                 let d = s.sub(v, mean);
                 s.mul(d, d)
             });
@@ -448,12 +426,13 @@ impl Job for NormRows<'_> {
             out.copy_from_slice(x);
             match gamma {
                 Some(gamma) => {
-                    s.map2(out, gamma, |v, g| s.mul(s.mul(s.sub(v, mean), inverse), g));
+                    map2!(s, out, gamma, |v, g| s
+                        .mul(s.mul(s.sub(v, mean), inverse), g));
                 }
-                None => s.map(out, |v| s.mul(s.sub(v, mean), inverse)),
+                None => map!(s, out, |v| s.mul(s.sub(v, mean), inverse)),
             }
             if let Some(beta) = beta {
-                s.map2(out, beta, |v, b| s.add(v, b));
+                map2!(s, out, beta, |v, b| s.add(v, b));
             }
         }
     }

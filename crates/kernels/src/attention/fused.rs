@@ -10,7 +10,7 @@ use crate::gemm::pack::{KBlock, Weights};
 use crate::gemm::params::{SERIAL_WORK, split};
 use crate::gemm::tile::{ALayout, TileArgs};
 use crate::scratch::Scratch;
-use crate::simd::{Job, MAX_LANES, Simd, math};
+use crate::simd::{Job, MAX_LANES, Simd, map, map2, math};
 use crate::{Isa, RhsData, RhsLayout};
 
 /// Keys whose scores are held at once; a multiple of no tile in particular, 9 of AVX-512's.
@@ -227,7 +227,7 @@ impl Panel {
             }
             for row in sums.chunks_exact_mut(S::NR) {
                 let row = &mut row[lane..lane + S::LANES];
-                s.map(row, |v| s.mul(v, shrink));
+                map!(s, row, |v| s.mul(v, shrink));
             }
             s.store_slice(&mut self.max[lane..], max);
             s.store_slice(&mut self.sum[lane..], sum);
@@ -258,7 +258,7 @@ impl Queries<'_, '_> {
             dst,
         );
         let scale = s.splat(self.a.scale);
-        s.map(dst, |v| s.mul(v, scale));
+        map!(s, dst, |v| s.mul(v, scale));
     }
 
     /// `scores[keys, NR] = K * Q^T`; `keys` starts at a multiple of `KEY_BLOCK`.
@@ -313,7 +313,7 @@ impl Queries<'_, '_> {
             if query_stride == 0 {
                 let values = &data[offset..][keys.clone()];
                 for (row, &m) in scores.chunks_exact_mut(S::NR).zip(values) {
-                    s.map(row, |v| s.add(v, s.splat(m)));
+                    map!(s, row, |v| s.add(v, s.splat(m)));
                 }
             } else {
                 let rows = Weights {
@@ -328,7 +328,7 @@ impl Queries<'_, '_> {
                     taps: 0..1,
                 };
                 rows.pack(s, queries.clone(), &block, S::NR, buffer);
-                s.map2(scores, buffer, |v, m| s.add(v, m));
+                map2!(s, scores, buffer, |v, m| s.add(v, m));
             }
         }
         if self.a.causal && keys.end > queries.start + 1 {

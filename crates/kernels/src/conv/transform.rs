@@ -95,19 +95,18 @@ pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S:
     ]
 }
 
-/// Both directions of a transform: `f` on every column, then on every row. `rows` and `cols` are the sizes in,
-/// `side` the size out of a line.
-macro_rules! both_ways {
-    ($s:expr, $line:path, $input:expr, $lines_in:expr, $lines_out:expr, $len:expr) => {{
-        let (s, x) = ($s, $input);
-        let mut half = [[s.zero(); $len]; SIDE];
-        for c in 0..$lines_in {
-            let column = $line(s, std::array::from_fn(|r| x[r][c]));
-            for (r, &v) in column.iter().enumerate().take($lines_out) {
-                half[r][c] = v;
+/// A transform along the columns of a square: `$in` lines of `$cols` become `$out` lines of as many.
+macro_rules! columns {
+    ($s:expr, $line:path, $x:expr, [$($row:literal)*], $cols:expr, $out:expr) => {{
+        let (s, x) = ($s, $x);
+        let mut turned = [[s.zero(); $crate::conv::transform::SIDE]; $crate::conv::transform::SIDE];
+        for c in 0..$cols {
+            let column = $line(s, [$(x[$row][c]),*]);
+            for r in 0..$out {
+                turned[r][c] = column[r];
             }
         }
-        half
+        turned
     }};
 }
-pub(super) use both_ways;
+pub(super) use columns;

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::Conv2d;
-use super::transform::{SIDE, both_ways, input_line, output_line, weight_line};
+use super::transform::{SIDE, columns, input_line, output_line, weight_line};
 use crate::gemm::driver::{SharedOut, for_each};
 use crate::gemm::finish::Finish;
 use crate::gemm::pack::{KBlock, Weights};
@@ -186,7 +186,7 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
                         }
                     }
                 }
-                let half = both_ways!(s, input_line::<S, M>, d, M + 2, M + 2, SIDE);
+                let half = columns!(s, input_line::<S, M>, d, [0 1 2 3 4 5], M + 2, M + 2);
                 for (r, line) in half.into_iter().enumerate().take(M + 2) {
                     for (q, v) in input_line::<S, M>(s, line)
                         .into_iter()
@@ -309,12 +309,15 @@ impl<const M: usize> Columns<'_, '_, M> {
         );
         for c in 0..k {
             for lane in (0..S::NR).step_by(S::LANES) {
-                let load = |tap: usize| s.load_slice(&taps[(tap * k + c) * S::NR + lane..]);
-                let g: [[S::V; 3]; 3] =
-                    std::array::from_fn(|r| std::array::from_fn(|q| load(r * 3 + q)));
-                let half = both_ways!(s, weight_line::<S, M>, g, 3, M + 2, 3);
+                let mut g = [[s.zero(); 3]; 3];
+                for (r, line) in g.iter_mut().enumerate() {
+                    for (q, v) in line.iter_mut().enumerate() {
+                        *v = s.load_slice(&taps[((r * 3 + q) * k + c) * S::NR + lane..]);
+                    }
+                }
+                let half = columns!(s, weight_line::<S, M>, g, [0 1 2], 3, M + 2);
                 for (r, line) in half.into_iter().enumerate().take(M + 2) {
-                    for (q, v) in weight_line::<S, M>(s, line)
+                    for (q, v) in weight_line::<S, M>(s, [line[0], line[1], line[2]])
                         .into_iter()
                         .enumerate()
                         .take(M + 2)
@@ -335,15 +338,14 @@ impl<const M: usize> Columns<'_, '_, M> {
         let n = self.conv.out_channels;
         let mut pixels = [[[0.0f32; 2 * crate::simd::MAX_LANES]; 4]; 4];
         for lane in (0..self.cols.len()).step_by(S::LANES) {
-            let load =
-                |place: usize| s.load_slice(&products[(place * tiles + row) * S::NR + lane..]);
             let mut m = [[s.zero(); SIDE]; SIDE];
             for (r, line) in m.iter_mut().enumerate().take(M + 2) {
                 for (q, v) in line.iter_mut().enumerate().take(M + 2) {
-                    *v = load(r * (M + 2) + q);
+                    let place = r * (M + 2) + q;
+                    *v = s.load_slice(&products[(place * tiles + row) * S::NR + lane..]);
                 }
             }
-            let half = both_ways!(s, output_line::<S, M>, m, M + 2, M, SIDE);
+            let half = columns!(s, output_line::<S, M>, m, [0 1 2 3 4 5], M + 2, M);
             for (r, line) in half.into_iter().enumerate().take(M) {
                 for (q, v) in output_line::<S, M>(s, line).into_iter().enumerate().take(M) {
                     s.store_slice(&mut pixels[r][q][lane..], v);

@@ -119,9 +119,16 @@ fn dot<S: Simd, E: Element, const M: usize, const U: usize>(
             }
         }
     }
-    std::array::from_fn(|i| {
-        let total = acc[i][1..].iter().fold(acc[i][0], |a, &b| s.add(a, b));
-        let rest = rows[i][whole..].iter().zip(&weight[whole..]);
-        s.sum(total) + rest.map(|(x, w)| x * w.widen()).sum::<f32>()
-    })
+    let mut dots = [0.0f32; M];
+    for (i, dot) in dots.iter_mut().enumerate() {
+        let mut total = acc[i][0];
+        for &sum in &acc[i][1..] {
+            total = s.add(total, sum);
+        }
+        *dot = s.sum(total);
+        for (x, w) in rows[i][whole..].iter().zip(&weight[whole..]) {
+            *dot += x * w.widen();
+        }
+    }
+    dots
 }

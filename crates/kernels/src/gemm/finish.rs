@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Activation;
-use crate::simd::{Simd, math};
+use crate::simd::{Simd, map2, math};
 
 /// The epilogue by rows of one product.
 #[derive(Debug, Clone, Copy)]
@@ -24,14 +24,14 @@ impl Finish<'_> {
         if let Some(bias) = self.bias {
             let bias = &bias[row / self.rows_per_bias * self.n..][cols.clone()];
             match self.activation {
-                Activation::None => s.map2(values, bias, |v, b| s.add(v, b)),
+                Activation::None => map2!(s, values, bias, |v, b| s.add(v, b)),
                 Activation::Silu => {
-                    s.map2(values, bias, |v, b| {
+                    map2!(s, values, bias, |v, b| {
                         math::activate(s, Activation::Silu, s.add(v, b))
                     });
                 }
                 other => {
-                    s.map2(values, bias, |v, b| s.add(v, b));
+                    map2!(s, values, bias, |v, b| s.add(v, b));
                     math::activate_slice(s, other, values);
                 }
             }
@@ -39,7 +39,8 @@ impl Finish<'_> {
             math::activate_slice(s, self.activation, values);
         }
         if let Some((residual, stride)) = self.residual {
-            s.map2(values, &residual[row * stride..][cols], |v, r| s.add(v, r));
+            map2!(s, values, &residual[row * stride..][cols], |v, r| s
+                .add(v, r));
         }
     }
 }

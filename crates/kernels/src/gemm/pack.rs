@@ -124,6 +124,7 @@ impl Weights<'_> {
         let wide = wide.as_mut_slice();
         let mut turned = [0.0f32; crate::simd::MAX_LANES * crate::simd::MAX_LANES];
         for lane0 in (0..width).step_by(S::LANES) {
+            let (mut tap, mut channel) = (0, 0);
             for chunk0 in (0..block.len()).step_by(chunk) {
                 let len = chunk.min(block.len() - chunk0);
                 for (lane, row) in wide.chunks_exact_mut(stride).enumerate() {
@@ -139,17 +140,14 @@ impl Weights<'_> {
                     // SAFETY: rows are `stride` >= chunk + LANES long, so that a whole square is readable at any
                     // f0 < chunk; `turned` holds the largest square.
                     unsafe { s.transpose(wide.as_ptr().add(f0), stride, turned.as_mut_ptr()) };
-                    for (i, lanes) in turned.chunks_exact(S::LANES).take(len - f0).enumerate() {
-                        if i == S::LANES {
-                            break;
-                        }
-                        let flat = chunk0 + f0 + i;
-                        let row = if taps == 1 {
-                            flat
-                        } else {
-                            flat % taps * channels + flat / taps
-                        };
+                    let rows = S::LANES.min(len - f0);
+                    for lanes in turned.chunks_exact(S::LANES).take(rows) {
+                        let row = tap * channels + channel;
                         s.store_slice(&mut dst[row * width + lane0..], s.load_slice(lanes));
+                        tap += 1;
+                        if tap == taps {
+                            (tap, channel) = (0, channel + 1);
+                        }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Vectorised elementary functions. Error bounds are against `f64` and asserted in the tests below.
 
-use super::Simd;
+use super::{Simd, map};
 use crate::Activation;
 
 /// `exp(x)` within 2 ulp for x in [-87.3, 88.3]; 0 below, saturated above; NaN stays NaN.
@@ -57,14 +57,19 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     ];
     let c = s.max(s.splat(-4.0), s.min(s.splat(4.0), x));
     let t = s.mul(c, c);
-    let polynomial = |c: &[f32]| {
-        c[1..]
-            .iter()
-            .fold(s.splat(c[0]), |p, &c| s.fma(p, t, s.splat(c)))
-    };
-    let y = s.div(s.mul(c, polynomial(&P)), polynomial(&Q));
+    let y = s.div(s.mul(c, polynomial(s, &P, t)), polynomial(s, &Q, t));
     let y = s.select_lt(x, s.splat(-4.0), s.splat(-1.0), y);
     s.select_lt(s.splat(4.0), x, s.splat(1.0), y)
+}
+
+/// A polynomial from its highest coefficient down.
+#[inline(always)]
+fn polynomial<S: Simd, const N: usize>(s: S, coefficients: &[f32; N], x: S::V) -> S::V {
+    let mut sum = s.splat(coefficients[0]);
+    for &c in &coefficients[1..] {
+        sum = s.fma(sum, x, s.splat(c));
+    }
+    sum
 }
 
 /// One vector through an activation.
@@ -103,10 +108,10 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn activate_slice<S: Simd>(s: S, activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::None => {}
-        Activation::Silu => s.map(x, |v| activate(s, Activation::Silu, v)),
-        Activation::Gelu => s.map(x, |v| gelu(s, v)),
-        Activation::GeluTanh => s.map(x, |v| activate(s, Activation::GeluTanh, v)),
-        Activation::QuickGelu => s.map(x, |v| activate(s, Activation::QuickGelu, v)),
+        Activation::Silu => map!(s, x, |v| activate(s, Activation::Silu, v)),
+        Activation::Gelu => map!(s, x, |v| gelu(s, v)),
+        Activation::GeluTanh => map!(s, x, |v| activate(s, Activation::GeluTanh, v)),
+        Activation::QuickGelu => map!(s, x, |v| activate(s, Activation::QuickGelu, v)),
     }
 }
 
@@ -123,9 +128,9 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             match self.1 {
-                0 => s.map(self.0, |v| exp(s, v)),
-                1 => s.map(self.0, |v| sigmoid(s, v)),
-                _ => s.map(self.0, |v| erf(s, v)),
+                0 => map!(s, self.0, |v| exp(s, v)),
+                1 => map!(s, self.0, |v| sigmoid(s, v)),
+                _ => map!(s, self.0, |v| erf(s, v)),
             }
         }
     }

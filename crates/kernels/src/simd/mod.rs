@@ -115,6 +115,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.load_slice(&lanes)
     }
 
+    /// Loads up to `LANES` elements; the rest is zero.
+    #[inline(always)]
+    fn load_some(self, x: &[f32]) -> Self::V {
+        if x.len() >= Self::LANES {
+            self.load_slice(x)
+        } else {
+            self.load_partial(x)
+        }
+    }
+
     /// Stores fewer than `LANES` elements.
     #[inline(always)]
     fn store_partial(self, x: &mut [f32], v: Self::V) {
@@ -144,38 +154,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         lanes[0]
     }
 
-    /// Replaces every element by `f` of its vector.
-    #[inline(always)]
-    fn map(self, x: &mut [f32], f: impl Fn(Self::V) -> Self::V) {
-        let mut chunks = x.chunks_exact_mut(Self::LANES);
-        for c in &mut chunks {
-            self.store_slice(c, f(self.load_slice(c)));
-        }
-        let rest = chunks.into_remainder();
-        if !rest.is_empty() {
-            self.store_partial(rest, f(self.load_partial(rest)));
-        }
-    }
-
-    /// Sum over `f` of every element; partial sums are kept apart by lane.
-    #[inline(always)]
-    fn sum_of(self, x: &[f32], f: impl Fn(Self::V) -> Self::V) -> f32 {
-        let mut acc = [self.zero(); 4];
-        let mut chunks = x.chunks_exact(4 * Self::LANES);
-        for c in &mut chunks {
-            for (i, a) in acc.iter_mut().enumerate() {
-                *a = self.add(*a, f(self.load_slice(&c[i * Self::LANES..])));
-            }
-        }
-        for (i, c) in chunks.remainder().chunks(Self::LANES).enumerate() {
-            // Lanes behind the end must not count, whatever `f` makes of zero.
-            let mut lanes = self.to_array(f(self.load_partial(c)));
-            lanes[c.len()..].fill(0.0);
-            acc[i % 4] = self.add(acc[i % 4], self.load_slice(&lanes));
-        }
-        self.sum(self.add(self.add(acc[0], acc[1]), self.add(acc[2], acc[3])))
-    }
-
     /// The largest element; `-inf` when there is none.
     #[inline(always)]
     fn max_of(self, x: &[f32]) -> f32 {
@@ -191,22 +169,84 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             .copied()
             .fold(f32::NEG_INFINITY, f32::max)
     }
+}
 
-    /// Replaces every element of `x` by `f` of its vector and the one at the same place of `y`.
-    #[inline(always)]
-    fn map2(self, x: &mut [f32], y: &[f32], f: impl Fn(Self::V, Self::V) -> Self::V) {
-        let y = &y[..x.len()];
-        let mut chunks = x.chunks_exact_mut(Self::LANES);
-        let mut others = y.chunks_exact(Self::LANES);
-        for (c, o) in (&mut chunks).zip(&mut others) {
-            self.store_slice(c, f(self.load_slice(c), self.load_slice(o)));
+// The loops below are macros, not functions of closures: a closure is a function of its own without the job's
+// instruction set, and unless LLVM chooses to inline it, every intrinsic in it becomes a call.
+
+/// Replaces every element of `$x` by an expression of its vector.
+macro_rules! map {
+    ($s:expr, $x:expr, |$v:ident| $f:expr) => {{
+        let (s, x): (_, &mut [f32]) = ($s, $x);
+        let lanes = $crate::simd::lanes(s);
+        let mut chunks = x.chunks_exact_mut(lanes);
+        for chunk in &mut chunks {
+            let $v = s.load_slice(chunk);
+            let y = $f;
+            s.store_slice(chunk, y);
         }
         let rest = chunks.into_remainder();
         if !rest.is_empty() {
-            let other = self.load_partial(others.remainder());
-            self.store_partial(rest, f(self.load_partial(rest), other));
+            let $v = s.load_partial(rest);
+            let y = $f;
+            s.store_partial(rest, y);
         }
-    }
+    }};
+}
+pub(crate) use map;
+
+/// Replaces every element of `$x` by an expression of its vector and the one at the same place of `$y`.
+macro_rules! map2 {
+    ($s:expr, $x:expr, $y:expr, |$v:ident, $w:ident| $f:expr) => {{
+        let (s, x): (_, &mut [f32]) = ($s, $x);
+        let lanes = $crate::simd::lanes(s);
+        let y: &[f32] = &$y[..x.len()];
+        let mut chunks = x.chunks_exact_mut(lanes);
+        let mut others = y.chunks_exact(lanes);
+        for (chunk, other) in (&mut chunks).zip(&mut others) {
+            let ($v, $w) = (s.load_slice(chunk), s.load_slice(other));
+            let y = $f;
+            s.store_slice(chunk, y);
+        }
+        let rest = chunks.into_remainder();
+        if !rest.is_empty() {
+            let ($v, $w) = (s.load_partial(rest), s.load_partial(others.remainder()));
+            let y = $f;
+            s.store_partial(rest, y);
+        }
+    }};
+}
+pub(crate) use map2;
+
+/// Sum of an expression of every element; partial sums are kept apart by lane.
+macro_rules! sum_of {
+    ($s:expr, $x:expr, |$v:ident| $f:expr) => {{
+        let (s, x): (_, &[f32]) = ($s, $x);
+        let lanes = $crate::simd::lanes(s);
+        let (mut even, mut odd) = (s.zero(), s.zero());
+        let mut pairs = x.chunks_exact(2 * lanes);
+        for pair in &mut pairs {
+            let $v = s.load_slice(pair);
+            even = s.add(even, $f);
+            let $v = s.load_slice(&pair[lanes..]);
+            odd = s.add(odd, $f);
+        }
+        for chunk in pairs.remainder().chunks(lanes) {
+            let $v = s.load_some(chunk);
+            // Lanes behind the end must not count, whatever the expression makes of zero.
+            let mut values = s.to_array($f);
+            values[chunk.len()..].fill(0.0);
+            even = s.add(even, s.load_slice(&values));
+        }
+        s.sum(s.add(even, odd))
+    }};
+}
+pub(crate) use sum_of;
+
+/// `LANES` of a value's type, for the macros.
+#[inline(always)]
+pub(crate) fn lanes<S: Simd>(_: S) -> usize {
+    S::LANES
 }
 
 /// A weight's element type.
