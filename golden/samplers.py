@@ -325,7 +325,7 @@ def sigma_cases():
                 "ipndm": lambda m, n: ipndm(m, m.x, m.sigmas),
             }
             if steps == 20:
-                ends = lambda m: (float(m.sigmas[-2]), float(m.sigmas[0]))
+                ends = lambda m: (math.exp(m.logs[0]), float(m.sigmas[0]))
                 ways["dpm_adaptive"] = lambda m, n: K.sample_dpm_adaptive(
                     m, m.x, *(torch.tensor(e, dtype=torch.float64) for e in ends(m)), **kwargs
                 )

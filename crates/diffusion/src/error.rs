@@ -51,6 +51,9 @@ pub enum Error {
         "the scheduler configuration cannot be read: {0}; expected the JSON of a diffusers scheduler_config.json"
     )]
     ConfigJson(#[from] serde_json::Error),
+    /// The schedule cannot lay the run.
+    #[error(transparent)]
+    Schedule(#[from] crate::schedule::ScheduleError),
     /// A list of sigmas given by the caller is no decreasing schedule.
     #[error(
         "the schedule has {found}; expected finite sigmas that fall from step to step, the last one 0 or more"

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::level::Level;
 use crate::prediction::Prediction;
 use crate::sampler::{Frame, SamplerInfo};
+use crate::schedule::{self, ModelSigmas, ScheduleInfo, ScheduleOptions, SearchedLevels};
 use crate::spacing::Curve;
 
 /// The noise levels of one step.
@@ -33,11 +34,11 @@ pub enum Sigmas<'a> {
     Config,
     /// The sigmas of the training steps, whatever the configuration's flags say.
     Normal,
-    /// The curve of Karras et al. (2022), as the sampler's diffusers class lays it.
+    /// The curve of Karras et al. (2022), as the sampler's diffusers class lays it if it has one.
     Karras,
-    /// Evenly in the logarithm, as the sampler's diffusers class lays it.
+    /// Evenly in the logarithm, as the sampler's diffusers class lays it if it has one.
     Exponential,
-    /// Quantiles of a Beta distribution, as the sampler's diffusers class lays it.
+    /// Quantiles of a Beta distribution, as the sampler's diffusers class lays it if it has one.
     Beta,
     /// These, noise over signal, falling; one more than there are steps.
     Given(&'a [f64]),
@@ -105,9 +106,9 @@ impl Plan {
         let (steps, stride) = match sigmas {
             Sigmas::Config => layout.own(Curve::of(config))?,
             Sigmas::Normal => layout.own(Curve::Training)?,
-            Sigmas::Karras => layout.own(Curve::Karras)?,
-            Sigmas::Exponential => layout.own(Curve::Exponential)?,
-            Sigmas::Beta => layout.own(Curve::Beta)?,
+            Sigmas::Karras => layout.curve(Curve::Karras, "karras")?,
+            Sigmas::Exponential => layout.curve(Curve::Exponential, "exponential")?,
+            Sigmas::Beta => layout.curve(Curve::Beta, "beta")?,
             Sigmas::Given(sigmas) => (layout.given(sigmas)?, 0),
         };
         let prediction = config.prediction();
@@ -131,6 +132,37 @@ impl Plan {
             steps,
             stride,
         })
+    }
+
+    /// Lays out `steps` steps of a sampler on a schedule of [`SCHEDULES`](crate::schedule::SCHEDULES).
+    ///
+    /// A schedule that diffusers has is laid as the sampler's diffusers class lays it, as long as its
+    /// options are the defaults; `searched` says whose published levels `align_your_steps` takes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and those of the schedule.
+    pub fn on_schedule(
+        info: &'static SamplerInfo,
+        config: &SchedulerConfig,
+        steps: usize,
+        schedule: &ScheduleInfo,
+        searched: SearchedLevels,
+        options: &ScheduleOptions,
+    ) -> Result<Self, Error> {
+        match schedule.in_diffusers {
+            Some(sigmas) if *options == ScheduleOptions::default() => {
+                Self::new(info, config, steps, sigmas)
+            }
+            _ => {
+                let noise_schedule = info.noise_schedule(config)?;
+                let model = ModelSigmas {
+                    searched,
+                    ..ModelSigmas::from(&noise_schedule)
+                };
+                let sigmas = schedule.sigmas(&model, steps, options)?;
+                Self::new(info, config, steps, Sigmas::Given(&sigmas))
+            }
+        }
     }
 
     /// Leaves out the first steps so that a run starts from a noised picture: `strength` 1 keeps all,
@@ -236,6 +268,17 @@ impl Layout<'_> {
             found: "numbers that lay sigmas which rise or are not finite".into(),
             expected: "sigma_min and sigma_max above 0, the second larger",
         })
+    }
+
+    /// Steps on a curve that was asked for by name: laid by the sampler's class if it can, else as
+    /// k-diffusion does, over all of the training sigmas.
+    fn curve(&self, curve: Curve, name: &str) -> Result<(Vec<Step>, usize), Error> {
+        if self.info.has_curves() {
+            return self.own(curve);
+        }
+        let model = ModelSigmas::from(self.schedule);
+        let sigmas = schedule::find(name)?.sigmas(&model, self.n, &ScheduleOptions::default())?;
+        Ok((self.given(&sigmas)?, 0))
     }
 
     /// Steps over given sigmas.

@@ -14,6 +14,10 @@ pub(crate) struct Ddpm {
 }
 
 impl Sampler for Ddpm {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let mut denoised = ctx.denoise(&x, from)?;

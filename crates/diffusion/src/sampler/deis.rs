@@ -26,11 +26,7 @@ impl Deis {
 
 impl Sampler for Deis {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
-        let step @ Step { from, to } = ctx.plan.steps[i];
-        if step.is_still() {
-            // A curve's last sigma is repeated, and times may round to the same one.
-            return Ok(x);
-        }
+        let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
         let noise = combine([
             (1.0 / from.sigma, &x),

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::math::combine;
 use crate::plan::Plan;
 
-/// Chooses its own steps between the plan's first sigma and its last above zero; a step of the
-/// sampling loop is one proposal, taken or refused.
+/// Chooses its own steps between the ends of the plan; a step of the sampling loop is one proposal,
+/// taken or refused. It stops at the smallest sigma of training, as it cannot step to zero.
 #[derive(Debug)]
 pub(crate) struct DpmAdaptive {
     /// Time, -ln(sigma).
@@ -36,19 +36,14 @@ impl DpmAdaptive {
         }
     }
 
-    /// The largest sigma and the smallest; a plan of one step goes to the smallest of training.
+    /// The plan's first sigma, and its last; the smallest of training where the last is none.
     fn span(plan: &Plan) -> (f64, f64) {
         let sigmas = plan.sigmas();
         let first = sigmas.first().copied().unwrap_or(plan.schedule.sigma_max());
-        let last = sigmas
-            .iter()
-            .rev()
-            .find(|s| **s > 0.0)
-            .copied()
-            .unwrap_or(first);
+        let last = sigmas.last().copied().unwrap_or(0.0);
         (
             first,
-            if last < first {
+            if last > 0.0 {
                 last
             } else {
                 plan.schedule.sigma_min()
@@ -64,6 +59,10 @@ impl DpmAdaptive {
 }
 
 impl Sampler for DpmAdaptive {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         if i >= MOST_PROPOSALS {
             return Err(Error::NoConvergence {

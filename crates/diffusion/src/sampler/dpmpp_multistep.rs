@@ -49,13 +49,6 @@ impl DpmppMultistep {
 impl Sampler for DpmppMultistep {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let step = ctx.plan.steps[i];
-        if step.is_still() {
-            // Two visited times may round to the same one; the draw keeps the generator in step.
-            if self.sde {
-                ctx.noise(x.len());
-            }
-            return Ok(x);
-        }
         let denoised = ctx.denoise(&x, step.from)?;
         self.history.push(step.from, denoised, self.order);
         let order = self.order_of(ctx.plan, i);

@@ -50,6 +50,10 @@ fn orders(order: usize, n: usize, lower_final: bool, ends_clean: bool) -> Vec<us
 }
 
 impl Sampler for DpmppSinglestep {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let step = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, step.from)?;

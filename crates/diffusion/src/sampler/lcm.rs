@@ -14,6 +14,10 @@ pub(crate) struct Lcm {
 }
 
 impl Sampler for Lcm {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         const SIGMA_DATA: f64 = 0.5;
         let Step { from, to } = ctx.plan.steps[i];
@@ -39,6 +43,10 @@ pub(crate) struct Tcd {
 }
 
 impl Sampler for Tcd {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;

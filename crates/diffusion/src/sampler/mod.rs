@@ -6,7 +6,7 @@ use crate::denoiser::{Denoised, Denoiser};
 use crate::error::Error;
 use crate::level::Level;
 use crate::noise::NoiseSource;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 
 mod cfg_pp;
 mod ddim;
@@ -61,6 +61,12 @@ pub trait Sampler {
     /// # Errors
     /// Those of the network, handed on.
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error>;
+
+    /// Whether a step that leaves the noise as it is still changes the latent; where it does not, it
+    /// is made without its network call.
+    fn moves_when_still(&self) -> bool {
+        false
+    }
 
     /// Whether there is no step `i`. Only samplers that choose their own steps say otherwise.
     fn finished(&self, plan: &Plan, i: usize) -> bool {
@@ -182,7 +188,13 @@ pub fn sample(
     let mut done = 0;
     while !sampler.finished(plan, done) {
         ctx.step = done;
-        x = sampler.step(&mut ctx, done, x)?;
+        let still = plan.steps.get(done).is_some_and(Step::is_still);
+        if !still || sampler.moves_when_still() {
+            x = sampler.step(&mut ctx, done, x)?;
+        } else if plan.info.stochastic {
+            // The draw keeps the generator in step with the reference.
+            ctx.noise(x.len());
+        }
         done += 1;
         let (fraction, sigma) = sampler.position(plan, done);
         let progress = Progress {

@@ -41,6 +41,10 @@ impl Pndm {
 }
 
 impl Sampler for Pndm {
+    fn moves_when_still(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         if Self::has_runge_kutta(ctx.plan) && i < WARM_UP {
             return self.runge_kutta(ctx, i, x);

@@ -48,7 +48,7 @@ const BASE: SamplerInfo = SamplerInfo {
     class: None,
     grid: Grid::Exploding(Exploding::Euler),
     defaults: PLAIN,
-    calls: one_a_step,
+    calls: one_a_moving_step,
     check: check_exploding,
     new: |_, _, _| Box::new(euler::Euler),
 };
@@ -157,6 +157,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         class: Some("DDPMScheduler"),
         grid: Grid::Ddpm,
         check: check_ddpm,
+        calls: one_a_step,
         new: |plan, _, _| {
             let variance = plan
                 .config
@@ -178,6 +179,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         class: Some("DDIMScheduler"),
         grid: Grid::Ddim,
         check: check_thresholding,
+        calls: one_a_step,
         new: |plan, eta, _| {
             Box::new(ddim::Ddim {
                 eta,
@@ -211,7 +213,6 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         reference: "diffusers DPMSolverMultistepScheduler, algorithm dpmsolver++; Lu et al. 2022",
         class: Some("DPMSolverMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Dpm),
-        calls: one_a_moving_step,
         check: check_dpm,
         new: |plan, _, _| Box::new(dpmpp_multistep::DpmppMultistep::new(plan, false)),
         ..BASE
@@ -226,7 +227,6 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         reference: "diffusers DPMSolverMultistepScheduler, algorithm sde-dpmsolver++",
         class: Some("DPMSolverMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Dpm),
-        calls: one_a_moving_step,
         check: check_dpm,
         new: |plan, _, _| Box::new(dpmpp_multistep::DpmppMultistep::new(plan, true)),
         ..BASE
@@ -253,6 +253,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         grid: Grid::Multistep(Multistep::DpmSingle),
         defaults: PLAIN_OLD,
         check: check_dpm,
+        calls: one_a_step,
         new: |plan, _, _| Box::new(dpmpp_singlestep::DpmppSinglestep::new(plan)),
         ..BASE
     },
@@ -302,7 +303,6 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         reference: "diffusers UniPCMultistepScheduler; Zhao et al. 2023",
         class: Some("UniPCMultistepScheduler"),
         grid: Grid::Multistep(Multistep::UniPc),
-        calls: one_a_moving_step,
         check: check_dpm,
         new: |plan, _, _| Box::new(unipc::UniPc::new(plan)),
         ..BASE
@@ -316,7 +316,6 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         class: Some("DEISMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Deis),
         defaults: PLAIN_OLD,
-        calls: one_a_moving_step,
         check: check_dpm,
         new: |plan, _, _| Box::new(deis::Deis::new(plan)),
         ..BASE
@@ -324,8 +323,8 @@ pub static SAMPLERS: &[SamplerInfo] = &[
     SamplerInfo {
         name: "ipndm",
         summary: "Multistep with the coefficients of even steps",
-        // On uneven steps its fixed coefficients are of first order only.
-        order: 1,
+        // Its coefficients are those of even steps, and each further order fades with that.
+        order: 2,
         reference: "ComfyUI sample_ipndm, the formula of diffusers IPNDMScheduler; Zhang and Chen 2022",
         new: |_, _, _| Box::new(ipndm::Ipndm::default()),
         ..BASE
@@ -340,6 +339,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         grid: Grid::Lcm,
         defaults: DISTILLED,
         check: check_distilled,
+        calls: one_a_step,
         new: |plan, _, _| {
             let timestep_scaling = plan.config.timestep_scaling.unwrap_or(10.0);
             Box::new(lcm::Lcm {
@@ -360,6 +360,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         grid: Grid::Tcd,
         defaults: DISTILLED,
         check: check_distilled,
+        calls: one_a_step,
         new: |_, eta, _| Box::new(lcm::Tcd { eta }),
         ..BASE
     },
@@ -415,8 +416,8 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "DPM-Solver-23 that chooses its own steps; the step count is ignored",
         order: 3,
         reference: "k-diffusion sample_dpm_adaptive; Lu et al. 2022, algorithm 3",
-        // Three a proposal, and some twenty proposals.
-        calls: |_| 60,
+        // Three a proposal, and some ten proposals.
+        calls: |_| 30,
         new: |plan, _, _| Box::new(dpm_adaptive::DpmAdaptive::new(plan)),
         ..BASE
     },
@@ -432,7 +433,7 @@ fn one_a_moving_step(plan: &Plan) -> usize {
 
 /// A step to no noise at all takes one call.
 fn two_a_step(plan: &Plan) -> usize {
-    2 * plan.len() - usize::from(plan.ends_clean())
+    2 * one_a_moving_step(plan) - usize::from(plan.ends_clean())
 }
 
 fn refuse(

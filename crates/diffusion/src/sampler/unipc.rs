@@ -42,11 +42,7 @@ impl UniPc {
 
 impl Sampler for UniPc {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
-        let step @ Step { from, to } = ctx.plan.steps[i];
-        if step.is_still() {
-            // Two visited times may round to the same one.
-            return Ok(x);
-        }
+        let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
         let value = if self.on_clean {
             denoised
