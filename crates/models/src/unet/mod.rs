@@ -4,7 +4,7 @@
 mod blocks;
 mod conditioning;
 mod config;
-mod cost;
+pub(crate) mod cost;
 mod embedding;
 mod model;
 mod presets;

@@ -8,10 +8,17 @@
 mod attention;
 mod coder;
 mod config;
+mod cost;
 mod kl;
+mod preview;
+mod tiled;
+mod tiny;
 
 pub use config::VaeConfig;
 pub use kl::{AutoencoderKl, Posterior};
+pub use preview::LatentRgb;
+pub use tiled::{TiledDecode, Tiling};
+pub use tiny::{AutoencoderTiny, TinyConfig};
 
 use aquatint_ops::Tensor;
 
