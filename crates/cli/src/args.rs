@@ -108,7 +108,7 @@ pub struct GenerateArgs {
 pub struct ModelArgs {
     /// A diffusers folder, a .safetensors file, or a name under the model directory
     /// [default: the model inside the program].
-    #[arg(short, long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub path: Option<PathBuf>,
 
     /// Autoencoder to use instead of the model's own.
@@ -203,6 +203,10 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub guidance_rescale: Option<f64>,
 
+    /// Noise levels between which guidance acts, lowest and highest [default: everywhere].
+    #[arg(long, value_name = "LOW,HIGH", value_parser = interval)]
+    pub guidance_interval: Option<(f64, f64)>,
+
     /// Layer of the text encoder counted from the end: 1 is the last, 2 the one before it.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub clip_skip: Option<u32>,
@@ -218,6 +222,13 @@ pub struct SamplingArgs {
     /// Decode with the tiny autoencoder of --taesd: quicker and rougher.
     #[arg(long, requires = "taesd")]
     pub quick_decode: bool,
+}
+
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let expected = "expected two numbers with a comma between, such as 0.5,10";
+    let (low, high) = text.split_once(',').ok_or(expected)?;
+    let number = |t: &str| t.trim().parse::<f64>().map_err(|_| expected.to_owned());
+    Ok((number(low)?, number(high)?))
 }
 
 #[derive(Debug, Args)]

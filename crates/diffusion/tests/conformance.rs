@@ -1,5 +1,8 @@
 //! What every sampler must do, on every schedule.
 
+// In helpers too: a run that must succeed fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 

@@ -5,6 +5,9 @@
 //! timestep, the number of noises drawn and the final latent are compared, so that a difference says
 //! at which network call it began.
 
+// In helpers too: a run that must succeed fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::ops::ControlFlow;
 
 use aquatint_diffusion::{

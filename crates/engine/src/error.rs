@@ -27,6 +27,14 @@ pub enum EngineError {
         /// What was found.
         found: String,
     },
+    /// A run that no memory of this machine would hold.
+    #[error("the run needs {:.1} GB of working memory, more than the {:.1} GB of this machine", *needed as f64 / 1e9, *total as f64 / 1e9)]
+    TooLarge {
+        /// Bytes of activations.
+        needed: u64,
+        /// Bytes of memory.
+        total: u64,
+    },
     /// The run was stopped by the caller.
     #[error("stopped")]
     Cancelled,
@@ -53,6 +61,9 @@ impl EngineError {
             EngineError::NonFinite { .. } => Some(
                 "the weights may be damaged or too coarse: try another file, or --dtype f32".into(),
             ),
+            EngineError::TooLarge { .. } => {
+                Some("take a smaller picture or batch, or --vae-tiling on".into())
+            }
             EngineError::Sampling(_) | EngineError::Cancelled => None,
         }
     }

@@ -39,16 +39,25 @@ pub fn now() -> Memory {
 
 /// The kernel's own record of the peak, which no sampling can miss.
 fn high_water() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
 /// Memory that a new process could take without swapping, when the system tells.
 pub fn available() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    system("MemAvailable:")
+}
+
+/// Memory of the machine, when the system tells.
+pub fn total() -> Option<u64> {
+    system("MemTotal:")
+}
+
+fn system(key: &str) -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, key)
+}
+
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

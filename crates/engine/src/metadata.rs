@@ -118,6 +118,9 @@ impl Parameters {
         if r.guidance_rescale != 0.0 {
             pairs.push(("CFG rescale phi", r.guidance_rescale.to_string()));
         }
+        if let Some((low, high)) = r.guidance_interval {
+            pairs.push(("CFG interval", format!("{low} to {high}")));
+        }
         pairs.push(("RNG", rng_label(&r.rng).to_owned()));
         if r.batch > 1 {
             pairs.push(("Batch size", r.batch.to_string()));
@@ -189,6 +192,7 @@ impl Parameters {
             steps: number(get("Steps").ok_or("found no steps")?, "steps")?,
             guidance: number(get("CFG scale").ok_or("found no CFG scale")?, "CFG scale")?,
             guidance_rescale: number(get("CFG rescale phi").unwrap_or("0"), "rescale")?,
+            guidance_interval: interval(get("CFG interval"))?,
             sampler: unlabel(LABELS, sampler),
             schedule: schedule.map(|s| unlabel(SCHEDULE_LABELS, s)),
             seed: seed.wrapping_sub(batch_index.into()),
@@ -243,6 +247,16 @@ fn optional<T: std::str::FromStr>(text: Option<&str>, what: &str) -> Result<Opti
     text.map(|t| number(t, what)).transpose()
 }
 
+fn interval(text: Option<&str>) -> Result<Option<(f64, f64)>, String> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let (low, high) = text
+        .split_once(" to ")
+        .ok_or_else(|| format!("found CFG interval {text:?}, expected \"0.5 to 10\""))?;
+    Ok(Some((number(low, "CFG interval")?, number(high, "CFG interval")?)))
+}
+
 fn split_negative(head: &str) -> (String, Option<String>) {
     if let Some(negative) = head.strip_prefix(NEGATIVE) {
         return (String::new(), Some(negative.to_owned()));
@@ -292,6 +306,7 @@ mod tests {
                 steps: 25,
                 guidance: 7.5,
                 guidance_rescale: 0.7,
+                guidance_interval: Some((0.5, 10.0)),
                 sampler: "dpmpp_2m".into(),
                 schedule: Some("karras".into()),
                 seed: u64::MAX - 1,

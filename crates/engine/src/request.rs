@@ -52,6 +52,8 @@ pub struct Request {
     pub guidance: f64,
     /// Rescale of guided predictions (Lin et al., 2023), 0 to 1.
     pub guidance_rescale: f64,
+    /// Noise levels, lowest and highest, between which guidance acts; `None` is everywhere.
+    pub guidance_interval: Option<(f64, f64)>,
     /// Name of the sampler.
     pub sampler: String,
     /// Name of the schedule; `None` is the sampler's own spacing.
@@ -70,6 +72,31 @@ pub struct Request {
     pub vae_tiling: Tiling,
     /// How prompts are read.
     pub prompt_syntax: PromptSyntax,
+}
+
+impl Default for Request {
+    /// A request for nothing in particular; a model's own defaults are in its spec.
+    fn default() -> Self {
+        Request {
+            prompt: String::new(),
+            negative: None,
+            width: 512,
+            height: 512,
+            steps: 20,
+            guidance: 7.5,
+            guidance_rescale: 0.0,
+            guidance_interval: None,
+            sampler: "euler".into(),
+            schedule: None,
+            seed: 0,
+            rng: "torch-cpu".into(),
+            batch: 1,
+            clip_skip: None,
+            eta: None,
+            vae_tiling: Tiling::Auto,
+            prompt_syntax: PromptSyntax::Weighted,
+        }
+    }
 }
 
 impl Request {
@@ -101,6 +128,14 @@ impl Request {
                 "0.7 is usual for models without a shifted schedule".into(),
             );
         }
+        if let Some((low, high)) = self.guidance_interval
+            && !(low >= 0.0 && low <= high)
+        {
+            return usage(
+                format!("the guidance interval is {low} to {high}, expected two noise levels, the lower first"),
+                "noise levels of Stable Diffusion go from 0 to about 15".into(),
+            );
+        }
         if let Some(eta) = self.eta
             && !(0.0..=1.0).contains(&eta)
         {
@@ -124,6 +159,15 @@ impl Request {
             );
         }
         Ok(())
+    }
+}
+
+impl Request {
+    /// The seed of each picture of the batch.
+    pub fn seeds(&self) -> Vec<u64> {
+        (0..u64::from(self.batch))
+            .map(|i| self.seed.wrapping_add(i))
+            .collect()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::open;
 use crate::source::CheckpointSource;
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
 use crate::unet::{UNet2DCondition, UNetConfig};
-use crate::vae::{AutoencoderKl, VaeConfig};
+use crate::vae::{AutoencoderKl, AutoencoderTiny, TinyConfig, VaeConfig};
 
 /// Where a model is.
 #[derive(Debug, Clone)]
@@ -171,6 +171,11 @@ impl Checkpoint {
             .collect()
     }
 
+    /// Bytes of all parts' weights in the storage type that they are used in.
+    pub fn weight_bytes(&self) -> u64 {
+        self.sources().iter().map(|(_, s)| s.bytes()).sum()
+    }
+
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
     /// were loaded: for use after a run went wrong.
     pub fn non_finite(&self) -> Option<ModelError> {
@@ -198,12 +203,9 @@ impl Checkpoint {
 
     /// The sampler that the model's own scheduler is.
     pub fn default_sampler(&self) -> &'static str {
-        self.spec
-            .scheduler
-            .class_name
-            .as_deref()
-            .and_then(sampler_of_class)
-            .unwrap_or(self.spec.defaults.sampler)
+        let of_class = || sampler_of_class(self.spec.scheduler.class_name.as_deref()?);
+        let own = self.spec.own_sampler.or_else(of_class);
+        own.unwrap_or(self.spec.defaults.sampler)
     }
 }
 
@@ -228,6 +230,37 @@ fn sampler_of_class(class: &str) -> Option<&'static str> {
         ("TCDScheduler", "tcd"),
     ];
     CLASSES.iter().find(|(c, _)| *c == class).map(|(_, s)| *s)
+}
+
+/// Loads a tiny autoencoder: a diffusers folder or file, or the original decoder's file.
+///
+/// # Errors
+/// When there is none at `path`, or it is damaged.
+pub fn load_tiny(path: &Path, device: &Device) -> Result<AutoencoderTiny, ModelError> {
+    let folder = path.is_dir().then(|| Folder::Disk(path.to_owned()));
+    let set = match &folder {
+        Some(folder) => folder.weights("", &["diffusion_pytorch_model"], None)?,
+        None => WeightSet::open(path)?,
+    };
+    let text = match &folder {
+        Some(folder) => folder.text("config.json")?,
+        None => None,
+    };
+    let config = match text {
+        Some(json) => TinyConfig::from_json(&json)?,
+        None => TinyConfig::default(),
+    };
+    let naming = keys::find_taesd(&keys::names(&set)).ok_or_else(|| ModelError::NotThePart {
+        path: path.to_owned(),
+        expected: "a tiny autoencoder",
+        found: recognise(&set).unwrap_or("tensors of no known model").to_owned(),
+    })?;
+    let source = CheckpointSource::new(set, Layout::diffusers(), None);
+    let params = Params::new(&source, device);
+    match naming {
+        keys::TinyNaming::Diffusers => AutoencoderTiny::load(&params, &config),
+        keys::TinyNaming::Original => AutoencoderTiny::load_parts(&params, None, &config),
+    }
 }
 
 /// What a set of tensors looks like, when it holds no UNet at all.

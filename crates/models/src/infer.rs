@@ -53,7 +53,12 @@ impl<'a> Shapes<'a> {
 }
 
 /// The UNet of a file. `base` is the family's published one: it gives what tensors do not show.
-pub(crate) fn unet(shapes: &Shapes<'_>, base: UNetConfig) -> Result<UNetConfig, ModelError> {
+/// `pooled` is the width of the pooled text embedding, where it is known.
+pub(crate) fn unet(
+    shapes: &Shapes<'_>,
+    base: UNetConfig,
+    pooled: Option<usize>,
+) -> Result<UNetConfig, ModelError> {
     let depth = shapes.count(|i| format!("down_blocks.{i}.resnets.0.conv1.weight"));
     // The way up mirrors the way down.
     let levels = (0..depth)
@@ -62,7 +67,7 @@ pub(crate) fn unet(shapes: &Shapes<'_>, base: UNetConfig) -> Result<UNetConfig, 
     let added = match shapes.shape("add_embedding.linear_1.weight") {
         Some(shape) => Some(AddedConfig {
             input_dim: shape.get(1).copied().unwrap_or(0),
-            time_dim: base.added.as_ref().map_or(256, |a| a.time_dim),
+            time_dim: time_dim(&shape, pooled, base.added.as_ref()),
         }),
         None => None,
     };
@@ -81,6 +86,13 @@ pub(crate) fn unet(shapes: &Shapes<'_>, base: UNetConfig) -> Result<UNetConfig, 
     };
     config.validate()?;
     Ok(config)
+}
+
+/// Width of the embedding of each of the six sizes: what the pooled text leaves of the input.
+fn time_dim(shape: &[usize], pooled: Option<usize>, published: Option<&AddedConfig>) -> usize {
+    let input = shape.get(1).copied().unwrap_or(0);
+    let left = pooled.and_then(|p| input.checked_sub(p)).filter(|n| *n > 0 && n % 6 == 0);
+    left.map_or_else(|| published.map_or(256, |a| a.time_dim), |n| n / 6)
 }
 
 fn first_attention(shapes: &Shapes<'_>, depth: usize) -> Option<String> {
@@ -143,10 +155,11 @@ fn largest_divisor(n: usize, at_most: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// The published number of groups where it divides all channels, else the largest that does.
+/// The published number of groups where groups then have at least 4 channels, else fewer: the rule
+/// of small models, since tensors do not show it.
 fn groups(channels: impl Iterator<Item = usize>, published: usize) -> usize {
     let common = channels.fold(0, gcd);
-    largest_divisor(common.max(1), published)
+    largest_divisor(common.max(1), published.min((common / 4).max(1)))
 }
 
 fn gcd(a: usize, b: usize) -> usize {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquatint_diffusion::{Prediction, SchedulerConfig};
+use aquatint_diffusion::{Prediction, SchedulerConfig, sampler};
 use aquatint_weights::{Error, WeightSet, to_f32_vec};
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::ModelError;
 use crate::checkpoint::{
     Checkpoint, OpenOptions, Part, TextPart, facts, part, recognise, recognised,
 };
-use crate::families::Family;
+use crate::families::{Family, Spec};
 use crate::folder::{Folder, name_of};
 use crate::infer::{self, Shapes};
 use crate::keys::{self, Layout};
@@ -44,7 +44,7 @@ impl TokenizerPlace {
 
 /// Opens a diffusers folder.
 pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoint, ModelError> {
-    check_index(folder)?;
+    let index = read_index(folder)?;
     let scheduler = scheduler(folder)?;
     let config: UNetConfig = read_config(folder, "unet", UNetConfig::from_json)?;
     let unet = part(
@@ -54,7 +54,11 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
         options,
     );
     let facts = facts(&unet.config, false, scheduler, &folder.path());
-    let (family, spec) = recognised(facts, options.prediction)?;
+    let (family, mut spec) = recognised(facts, options.prediction)?;
+    if let Some(zeros) = index["force_zeros_for_empty_prompt"].as_bool() {
+        spec.zeros_without_negative = zeros;
+    }
+    own_defaults(folder, &mut spec)?;
     let vae = match &options.vae {
         Some(path) => other_vae(path, family, options)?,
         None => part(
@@ -124,10 +128,14 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
     let shapes = Shapes::new(&set, &layout);
     let (config, configured) = match given.as_ref().filter(|f| f.has("unet/config.json")) {
         Some(folder) => (read_config(folder, "unet", UNetConfig::from_json)?, true),
-        None => (
-            infer::unet(&shapes, guess(&shapes, open_clip)?.unet())?,
-            false,
-        ),
+        None => {
+            let pooled = text_layouts[1]
+                .as_ref()
+                .and_then(|l| Shapes::new(&set, l).shape("text_projection.weight"))
+                .map(|s| s[0]);
+            let base = guess(&shapes, open_clip)?.unet();
+            (infer::unet(&shapes, base, pooled)?, false)
+        }
     };
     let scheduler = match &given {
         Some(folder) => scheduler(folder)?,
@@ -389,10 +397,10 @@ fn check_widths(unet: &UNetConfig, text: &[TextPart]) -> Result<(), ModelError> 
 }
 
 /// A folder with another kind of pipeline is refused by name; one without an index is looked through.
-fn check_index(folder: &Folder) -> Result<(), ModelError> {
+fn read_index(folder: &Folder) -> Result<Value, ModelError> {
     let Some(text) = folder.text("model_index.json")? else {
         if folder.has("unet/config.json") {
-            return Ok(());
+            return Ok(Value::Null);
         }
         return Err(ModelError::NotAModel {
             path: folder.path(),
@@ -420,6 +428,27 @@ fn check_index(folder: &Folder) -> Result<(), ModelError> {
             found: format!("a folder of diffusers' {class:?}"),
             hint: "give a folder of StableDiffusionPipeline or StableDiffusionXLPipeline".into(),
         });
+    }
+    Ok(index)
+}
+
+/// Defaults that a folder brings along in `aquatint.json`: steps, guidance, sampler.
+fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
+    let Some(text) = folder.text("aquatint.json")? else {
+        return Ok(());
+    };
+    let own: Value = serde_json::from_str(&text).map_err(|e| ModelError::Json {
+        path: folder.path().join("aquatint.json"),
+        message: format!("not readable as JSON ({e})"),
+    })?;
+    if let Some(steps) = own["steps"].as_u64().filter(|n| (1..=1000).contains(n)) {
+        spec.defaults.steps = steps as u32;
+    }
+    if let Some(guidance) = own["guidance"].as_f64().filter(|g| (0.0..=100.0).contains(g)) {
+        spec.defaults.guidance = guidance;
+    }
+    if let Some(sampler) = own["sampler"].as_str().and_then(|s| sampler::find(s).ok()) {
+        spec.own_sampler = Some(sampler.name);
     }
     Ok(())
 }

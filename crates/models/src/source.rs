@@ -43,6 +43,21 @@ impl CheckpointSource {
         &self.set
     }
 
+    /// Bytes of the component's tensors in the storage type that they are used in.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.set.iter().filter(|(name, _)| self.belongs(name));
+        tensors
+            .map(|(_, info)| {
+                let elements = info.shape.iter().product::<usize>();
+                let size = self.storage.map_or_else(
+                    || info.dtype.byte_size(elements).unwrap_or(0),
+                    |s| elements * s.size(),
+                );
+                size as u64
+            })
+            .sum()
+    }
+
     /// The naming that the files follow.
     pub fn layout(&self) -> &Layout {
         &self.layout

@@ -2,7 +2,7 @@
 
 use burn::tensor::{
     DType, FloatDType, Int, Tensor, TensorData, activation, module,
-    ops::{AttentionModuleOptions, ConvOptions, InterpolateMode, InterpolateOptions},
+    ops::{AttentionModuleOptions, ConvOptions},
 };
 
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
@@ -40,15 +40,15 @@ pub fn conv2d(
     shape: Conv2dShape,
     epilogue: Epilogue<4>,
 ) -> Tensor<4> {
-    let mut x = x.permute([0, 3, 1, 2]);
-    if shape.upsample {
-        let [_, _, h, w] = x.dims();
-        x = module::interpolate(
-            x,
-            [2 * h, 2 * w],
-            InterpolateOptions::new(InterpolateMode::Nearest),
-        );
-    }
+    let x = if shape.upsample {
+        let [b, h, w, c] = x.dims();
+        x.reshape([b, h, 1, w, 1, c])
+            .expand([b, h, 2, w, 2, c])
+            .reshape([b, 2 * h, 2 * w, c])
+    } else {
+        x
+    };
+    let x = x.permute([0, 3, 1, 2]);
     let [top, bottom, left, right] = shape.padding;
     let mut options = ConvOptions::new([shape.stride; 2], [0, 0], [1, 1], 1);
     options.padding = [(top, bottom), (left, right)];

@@ -6,12 +6,13 @@ mod sd1;
 mod sd2;
 mod sdxl;
 
+use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, SchedulerConfig};
 
 use crate::ModelError;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
-use crate::vae::VaeConfig;
+use crate::vae::{LatentRgb, VaeConfig};
 
 /// What is known of a model before it is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,8 @@ pub struct Spec {
     pub defaults: Defaults,
     /// Scheduler configuration.
     pub scheduler: SchedulerConfig,
+    /// Sampler that the model's folder asks for in `aquatint.json`.
+    pub own_sampler: Option<&'static str>,
     /// Use of the text encoders.
     pub text: TextUse,
     /// Whether an absent negative prompt is zeros (SDXL), not an encoded empty text.
@@ -91,6 +94,10 @@ pub struct Family {
     pub unet: fn() -> UNetConfig,
     /// Autoencoder of a single file that has no configuration.
     pub vae: fn() -> VaeConfig,
+    /// Linear approximation of the decoder, for previews.
+    pub preview: fn() -> LatentRgb,
+    /// Which searched noise levels are the family's.
+    pub searched: SearchedLevels,
     /// Text encoders of a single file that has no configuration.
     pub text: fn() -> Vec<ClipTextConfig>,
 }

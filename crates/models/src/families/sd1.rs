@@ -1,11 +1,12 @@
 //! Stable Diffusion 1.x (Rombach et al., 2022): CLIP ViT-L/14, epsilon, 512 pixels.
 
+use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::Prediction;
 
 use super::{Defaults, Facts, Family, Spec, TextUse, scheduler, stored_prediction};
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
-use crate::vae::VaeConfig;
+use crate::vae::{LatentRgb, VaeConfig};
 
 pub(super) const FAMILY: Family = Family {
     id: "sd1",
@@ -14,6 +15,8 @@ pub(super) const FAMILY: Family = Family {
     spec,
     unet: UNetConfig::sd1,
     vae: VaeConfig::sd1,
+    preview: LatentRgb::sd1,
+    searched: SearchedLevels::StableDiffusion,
     text: || vec![ClipTextConfig::vit_l_14()],
 };
 
@@ -36,6 +39,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: "pndm",
         },
         scheduler: scheduler(facts, prediction),
+        own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,
         why: String::new(),

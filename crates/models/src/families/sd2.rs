@@ -1,11 +1,12 @@
 //! Stable Diffusion 2.x (Stability AI, 2022): OpenCLIP ViT-H/14, epsilon at 512 or v at 768 pixels.
 
+use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::Prediction;
 
 use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
-use crate::vae::VaeConfig;
+use crate::vae::{LatentRgb, VaeConfig};
 
 pub(super) const FAMILY: Family = Family {
     id: "sd2",
@@ -14,6 +15,8 @@ pub(super) const FAMILY: Family = Family {
     spec,
     unet: UNetConfig::sd2,
     vae: VaeConfig::sd1,
+    preview: LatentRgb::sd1,
+    searched: SearchedLevels::StableDiffusion,
     text: || vec![ClipTextConfig::vit_h_14()],
 };
 
@@ -50,6 +53,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: if turbo { "euler" } else { "ddim" },
         },
         scheduler: scheduler(facts, prediction),
+        own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,
         why: String::new(),

@@ -1,11 +1,12 @@
 //! Stable Diffusion XL (Podell et al., 2023) and SDXL-Turbo (Sauer et al., 2023).
 
+use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, TimestepSpacing};
 
 use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
-use crate::vae::VaeConfig;
+use crate::vae::{LatentRgb, VaeConfig};
 
 pub(super) const FAMILY: Family = Family {
     id: "sdxl",
@@ -14,6 +15,8 @@ pub(super) const FAMILY: Family = Family {
     spec,
     unet: UNetConfig::sdxl,
     vae: VaeConfig::sdxl,
+    preview: LatentRgb::sdxl,
+    searched: SearchedLevels::StableDiffusionXl,
     text: || vec![ClipTextConfig::vit_l_14(), ClipTextConfig::vit_big_g_14()],
 };
 
@@ -39,6 +42,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: if turbo { "euler_a" } else { "euler" },
         },
         scheduler,
+        own_sampler: None,
         text: TextUse::Two,
         zeros_without_negative: true,
         why: String::new(),

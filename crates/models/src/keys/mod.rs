@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 mod open_clip;
-mod taesd;
 mod unet;
 mod vae;
 
@@ -49,9 +48,6 @@ pub enum Naming {
     },
     /// OpenCLIP text tower.
     OpenClip,
-    /// The original tiny autoencoder: `0.weight`, `1.conv.0.weight`; encoder and decoder in files
-    /// of their own.
-    Taesd,
 }
 
 /// Prefix and naming of one component in one file.
@@ -82,7 +78,6 @@ impl Layout {
             })),
             Naming::LdmVae { levels } => Place::plain(vae::ldm(name, levels)),
             Naming::OpenClip => open_clip::place(name),
-            Naming::Taesd => Place::plain(taesd::original(name)),
         };
         place.name.insert_str(0, &self.prefix);
         place
@@ -184,18 +179,22 @@ pub fn find_text(names: &BTreeSet<&str>, index: usize) -> Option<Layout> {
     None
 }
 
-/// Finds a tiny autoencoder's decoder (or encoder) among a file's names.
-pub fn find_taesd(names: &BTreeSet<&str>) -> Option<Layout> {
-    let has = |n: String| names.contains(n.as_str());
-    for prefix in ["", "taesd_decoder.", "decoder.", "taesd.decoder."] {
-        if has(format!("{prefix}1.weight")) && has(format!("{prefix}3.conv.0.weight")) {
-            return Some(Layout {
-                prefix: prefix.to_owned(),
-                naming: Naming::Taesd,
-            });
-        }
+/// A naming of a tiny autoencoder's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TinyNaming {
+    /// `decoder.layers.0.weight`.
+    Diffusers,
+    /// The original decoder in a file of its own: `1.weight`, `3.conv.0.weight`.
+    Original,
+}
+
+/// Finds a tiny autoencoder among a file's names.
+pub fn find_taesd(names: &BTreeSet<&str>) -> Option<TinyNaming> {
+    if names.contains("decoder.layers.0.weight") {
+        return Some(TinyNaming::Diffusers);
     }
-    has("decoder.layers.0.weight".to_owned()).then(Layout::diffusers)
+    let original = names.contains("1.weight") && names.contains("3.conv.0.weight");
+    original.then_some(TinyNaming::Original)
 }
 
 /// Splits off the number that `rest` begins with: `"3.norm1.weight"` to `(3, "norm1.weight")`.

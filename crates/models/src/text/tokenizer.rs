@@ -12,8 +12,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, normalizers, pre_tokenizers};
 
-use super::vocabulary::{Added, BOS, EOS, Parts, SUFFIX, Vocabulary};
+use super::vocabulary::{Added, BOS, EOS, Files, Parts, SUFFIX, Vocabulary};
 use crate::ModelError;
+use crate::folder::Folder;
 
 /// Tokens of a sequence where a folder does not say.
 const CONTEXT: usize = 77;
@@ -94,7 +95,16 @@ impl ClipTokenizer {
     /// # Errors
     /// When a file is missing or is not what its name says.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
-        Self::build(Parts::read(folder.as_ref())?)
+        let folder = Folder::Disk(folder.as_ref().to_owned());
+        Self::from_files(&folder.path(), &|name| folder.text(name))
+    }
+
+    /// As [`ClipTokenizer::from_folder`], with the texts of the files given by `text`.
+    pub(crate) fn from_files(
+        path: &Path,
+        text: &dyn Fn(&str) -> Result<Option<String>, ModelError>,
+    ) -> Result<Self, ModelError> {
+        Self::build(Parts::read(&Files { path, text })?)
     }
 
     fn build(parts: Parts) -> Result<Self, ModelError> {

@@ -134,17 +134,43 @@ fn split_merge(line: &str, path: &Path) -> Result<(String, String), ModelError> 
     }
 }
 
+/// The files of a `tokenizer/` folder, on the disk or elsewhere.
+pub(crate) struct Files<'a> {
+    /// The folder, for messages.
+    pub path: &'a Path,
+    /// The text of a file; `None` when it is not there.
+    pub text: &'a dyn Fn(&str) -> Result<Option<String>, ModelError>,
+}
+
+impl Files<'_> {
+    fn needed(&self, name: &str) -> Result<(PathBuf, String), ModelError> {
+        let path = self.path.join(name);
+        match (self.text)(name)? {
+            Some(text) => Ok((path, text)),
+            None => Err(ModelError::Io {
+                path,
+                source: std::io::ErrorKind::NotFound.into(),
+            }),
+        }
+    }
+
+    fn config(&self, name: &str) -> Result<Config, ModelError> {
+        let Some(text) = (self.text)(name)? else {
+            return Ok(Config::default());
+        };
+        serde_json::from_str(&text).map_err(|e| json_error(&self.path.join(name), e.to_string()))
+    }
+}
+
 impl Parts {
     /// Reads a `tokenizer/` folder: `tokenizer.json`, or `vocab.json` and `merges.txt`; beside them
     /// `tokenizer_config.json` and `special_tokens_map.json`, where they are.
-    pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        let config: Config = read_optional(&folder.join("tokenizer_config.json"))?;
-        let map: Config = read_optional(&folder.join("special_tokens_map.json"))?;
-        let whole = folder.join("tokenizer.json");
-        let (vocabulary, mut added) = if whole.is_file() {
-            read_whole(&whole)?
-        } else {
-            (read_pair(folder)?, Vec::new())
+    pub fn read(files: &Files<'_>) -> Result<Self, ModelError> {
+        let config = files.config("tokenizer_config.json")?;
+        let map = files.config("special_tokens_map.json")?;
+        let (vocabulary, mut added) = match (files.text)("tokenizer.json")? {
+            Some(text) => read_whole(&files.path.join("tokenizer.json"), &text)?,
+            None => (read_pair(files)?, Vec::new()),
         };
         let listed = config.added_tokens_decoder.iter();
         added.extend(listed.map(|(id, token)| (id.parse().unwrap_or(u32::MAX), token.clone())));
@@ -260,9 +286,8 @@ enum Merge {
     Line(String),
 }
 
-fn read_whole(path: &Path) -> Result<(Vocabulary, Vec<(u32, Special)>), ModelError> {
-    let text = read(path)?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| json_error(path, e.to_string()))?;
+fn read_whole(path: &Path, text: &str) -> Result<(Vocabulary, Vec<(u32, Special)>), ModelError> {
+    let value: Value = serde_json::from_str(text).map_err(|e| json_error(path, e.to_string()))?;
     let kind = value["model"]["type"].as_str().unwrap_or("BPE");
     if kind != "BPE" {
         let message = format!("the model is {kind}, expected BPE, as CLIP's tokenizers are");
@@ -282,31 +307,17 @@ fn read_whole(path: &Path) -> Result<(Vocabulary, Vec<(u32, Special)>), ModelErr
     Ok((vocabulary.check(path)?, added.collect()))
 }
 
-fn read_pair(folder: &Path) -> Result<Vocabulary, ModelError> {
-    let path = folder.join("vocab.json");
-    let tokens = serde_json::from_str(&read(&path)?).map_err(|e| {
+fn read_pair(files: &Files<'_>) -> Result<Vocabulary, ModelError> {
+    let (path, text) = files.needed("vocab.json")?;
+    let tokens = serde_json::from_str(&text).map_err(|e| {
         json_error(
             &path,
             format!("{e}; expected an object of tokens and their ids"),
         )
     })?;
-    let path = folder.join("merges.txt");
-    let merges = parse_merges(&read(&path)?, &path)?;
+    let (path, text) = files.needed("merges.txt")?;
+    let merges = parse_merges(&text, &path)?;
     Vocabulary { tokens, merges }.check(&path)
-}
-
-fn read(path: &Path) -> Result<String, ModelError> {
-    std::fs::read_to_string(path).map_err(|source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn read_optional(path: &Path) -> Result<Config, ModelError> {
-    if !path.is_file() {
-        return Ok(Config::default());
-    }
-    serde_json::from_str(&read(path)?).map_err(|e| json_error(path, e.to_string()))
 }
 
 fn json_error(path: &Path, message: String) -> ModelError {

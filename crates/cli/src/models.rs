@@ -1,0 +1,147 @@
+//! `aquatint models`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use aquatint_engine::models::{Checkpoint, Location, OpenOptions, find_models};
+use aquatint_engine::weights::Inspection;
+use serde_json::{Value, json};
+
+use crate::args::ModelsArgs;
+use crate::failure::Failure;
+use crate::progress::bytes;
+use crate::{default_model, locate};
+
+/// Runs the command.
+pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    let folder = match &args.path {
+        Some(path) => Some(path.clone()),
+        // A model directory that nobody has made yet is simply empty.
+        None => locate::model_directory().filter(|p| p.is_dir()),
+    };
+    let mut rows = Vec::new();
+    if args.path.is_none() {
+        rows.push(row(default_model::NAME.into(), None, &default_model::location()));
+    }
+    if let Some(folder) = &folder {
+        for path in paths(folder)? {
+            let name = path.strip_prefix(folder).unwrap_or(&path);
+            let name = match name.as_os_str().is_empty() {
+                true => folder.display().to_string(),
+                false => name.display().to_string(),
+            };
+            rows.push(row(name, Some(path.clone()), &Location::Path(path)));
+        }
+    }
+    if args.json {
+        return crate::print_json(&json!({ "folder": folder, "models": rows }));
+    }
+    print_table(&rows, folder.as_deref())
+}
+
+fn paths(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
+    if !folder.is_dir() {
+        return Err(Failure::new(
+            format!("{}: no such folder", folder.display()),
+            "give the folder that your models are in",
+        ));
+    }
+    find_models(folder).map_err(|e| Failure::from(aquatint_engine::EngineError::from(e)))
+}
+
+fn row(name: String, path: Option<PathBuf>, location: &Location) -> Value {
+    match Checkpoint::open(location, &OpenOptions::default()) {
+        Ok(model) => {
+            let sizes = sizes(&model);
+            json!({
+                "name": name,
+                "path": path,
+                "family": model.family.id,
+                "title": model.family.title,
+                "prediction": model.spec.prediction,
+                "storage": sizes.storage,
+                "parameters": sizes.parameters,
+                "bytes": sizes.bytes,
+                "size": model.default_size(),
+                "steps": model.spec.defaults.steps,
+                "sampler": model.default_sampler(),
+            })
+        }
+        Err(error) => json!({ "name": name, "path": path, "error": error.to_string() }),
+    }
+}
+
+struct Sizes {
+    storage: Vec<String>,
+    parameters: u64,
+    bytes: u64,
+}
+
+fn sizes(model: &Checkpoint) -> Sizes {
+    let mut seen: Vec<PathBuf> = Vec::new();
+    let mut sizes = Sizes {
+        storage: Vec::new(),
+        parameters: 0,
+        bytes: 0,
+    };
+    for (_, source) in model.sources() {
+        let inspection: Inspection = source.weights().inspect();
+        // The parts of a single file share it.
+        if seen.contains(&inspection.path) {
+            continue;
+        }
+        seen.push(inspection.path.clone());
+        sizes.parameters += inspection.parameters;
+        sizes.bytes += inspection.bytes;
+        for row in &inspection.dtypes {
+            let name = row.dtype.to_string();
+            if !sizes.storage.contains(&name) {
+                sizes.storage.push(name);
+            }
+        }
+    }
+    sizes
+}
+
+fn print_table(rows: &[Value], folder: Option<&Path>) -> Result<(), Failure> {
+    let text_of = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let width = rows.iter().map(|r| text_of(r, "name").chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in rows {
+        let name = text_of(row, "name");
+        // Writing to a string cannot fail.
+        let _ = match row["error"].as_str() {
+            Some(error) => writeln!(text, "{name:width$}  not usable: {error}"),
+            None => {
+                let storage: Vec<&str> = row["storage"]
+                    .as_array()
+                    .map(|a| a.iter().filter_map(Value::as_str).collect())
+                    .unwrap_or_default();
+                writeln!(
+                    text,
+                    "{name:width$}  {}, {}, {}, {:.1} M parameters, {}",
+                    text_of(row, "title"),
+                    row["prediction"].as_str().unwrap_or_default(),
+                    storage.join(" "),
+                    row["parameters"].as_f64().unwrap_or(0.0) / 1e6,
+                    bytes(row["bytes"].as_u64().unwrap_or(0)),
+                )
+            }
+        };
+    }
+    match folder {
+        Some(folder) if rows.is_empty() => {
+            let _ = writeln!(text, "no models in {}", folder.display());
+        }
+        Some(_) => {}
+        None => {
+            if let Some(folder) = locate::model_directory() {
+                let _ = writeln!(text, "put more models into {}", folder.display());
+            }
+        }
+    }
+    crate::print(&text)
+}

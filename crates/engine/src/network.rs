@@ -1,0 +1,154 @@
+//! The UNet behind the samplers' contract: flat latents in PyTorch's order on the one side,
+//! channels-last tensors on the other.
+
+use aquatint_diffusion::{BoxError, Branches, Network, Outputs};
+use aquatint_models::Checkpoint;
+use aquatint_models::text::Encoded;
+use aquatint_models::unet::{AddedConditioning, Conditioning, UNet2DCondition};
+use aquatint_ops::{Device, Tensor};
+use burn::tensor::{DType, TensorData};
+
+use crate::EngineError;
+use crate::request::Request;
+
+/// A UNet with the conditioning of a run.
+#[derive(Debug)]
+pub(crate) struct UNetNetwork {
+    unet: UNet2DCondition,
+    /// On the prompt alone.
+    cond: Conditioning,
+    /// On the negative prompt and the prompt, in that order, as diffusers stacks them.
+    both: Option<Conditioning>,
+    shape: [usize; 4],
+    device: Device,
+}
+
+impl UNetNetwork {
+    pub(crate) fn new(
+        unet: UNet2DCondition,
+        encoded: &Encoded,
+        request: &Request,
+        model: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self, EngineError> {
+        let batch = request.batch as usize;
+        let factor = model.vae.config.factor();
+        let sides = [request.height as usize, request.width as usize];
+        if let Some(side) = sides.iter().find(|s| !s.is_multiple_of(factor)) {
+            return Err(EngineError::Usage {
+                message: format!("found a side of {side}, expected a multiple of {factor} for this model"),
+                hint: format!("try {}", side.next_multiple_of(factor)),
+            });
+        }
+        let shape = [
+            batch,
+            model.unet.config.out_channels,
+            sides[0] / factor,
+            sides[1] / factor,
+        ];
+        let text = |one: &aquatint_models::text::Conditioning| {
+            let added = one.pooled.clone();
+            (one.embeddings.clone(), added)
+        };
+        let (positive, pooled) = text(&encoded.positive);
+        let sizes = vec![
+            sides[0] as f64,
+            sides[1] as f64,
+            0.0,
+            0.0,
+            sides[0] as f64,
+            sides[1] as f64,
+        ];
+        let build = |context: Tensor<3>, pooled: Option<Tensor<2>>| {
+            let entries = context.dims()[0];
+            let mut conditioning = Conditioning::new(context);
+            if let (Some(text_embeds), true) = (pooled, model.unet.config.added.is_some()) {
+                conditioning = conditioning.with_added(AddedConditioning {
+                    text_embeds,
+                    time_ids: vec![sizes.clone(); entries],
+                });
+            }
+            if model.unet.config.time_cond_dim.is_some() {
+                conditioning = conditioning.with_guidance_scale(request.guidance - 1.0);
+            }
+            unet.prepare(conditioning)
+        };
+        let cond = build(
+            positive.clone().repeat_dim(0, batch),
+            pooled.clone().map(|p| p.repeat_dim(0, batch)),
+        )?;
+        let both = match &encoded.negative {
+            None => None,
+            Some(negative) => {
+                let (negative, negative_pooled) = text(negative);
+                let context = Tensor::cat(
+                    vec![negative.repeat_dim(0, batch), positive.repeat_dim(0, batch)],
+                    0,
+                );
+                let pooled = match (negative_pooled, pooled) {
+                    (Some(n), Some(p)) => Some(Tensor::cat(
+                        vec![n.repeat_dim(0, batch), p.repeat_dim(0, batch)],
+                        0,
+                    )),
+                    _ => None,
+                };
+                Some(build(context, pooled)?)
+            }
+        };
+        Ok(UNetNetwork {
+            unet,
+            cond,
+            both,
+            shape,
+            device: device.clone(),
+        })
+    }
+
+    /// Batch, channels, height, width of the latents.
+    pub(crate) fn latent_shape(&self) -> [usize; 4] {
+        self.shape
+    }
+}
+
+impl Network for UNetNetwork {
+    fn run(
+        &mut self,
+        input: &[f32],
+        timestep: f64,
+        branches: Branches,
+    ) -> Result<Outputs, BoxError> {
+        let x = to_channels_last(input, self.shape, &self.device);
+        let batch = self.shape[0];
+        let both = match branches {
+            Branches::Cond => None,
+            Branches::CondAndUncond => self.both.as_ref(),
+        };
+        let Some(both) = both else {
+            let y = self.unet.forward(x, &vec![timestep; batch], &self.cond)?;
+            return Ok(Outputs {
+                cond: from_channels_last(y)?,
+                uncond: None,
+            });
+        };
+        let x = x.repeat_dim(0, 2);
+        let y = self.unet.forward(x, &vec![timestep; 2 * batch], both)?;
+        let mut uncond = from_channels_last(y)?;
+        let cond = uncond.split_off(uncond.len() / 2);
+        Ok(Outputs {
+            cond,
+            uncond: Some(uncond),
+        })
+    }
+}
+
+/// `[batch, channels, height, width]` values as a `[batch, height, width, channels]` tensor.
+pub(crate) fn to_channels_last(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
+    let data = TensorData::new(values.to_vec(), shape);
+    Tensor::<4>::from_data(data, (device, DType::F32)).permute([0, 2, 3, 1])
+}
+
+/// The reverse of [`to_channels_last`].
+pub(crate) fn from_channels_last(y: Tensor<4>) -> Result<Vec<f32>, BoxError> {
+    let data = y.permute([0, 3, 1, 2]).into_data();
+    data.into_vec::<f32>().map_err(|e| format!("{e:?}").into())
+}

@@ -1,0 +1,280 @@
+//! The way from a request to pictures:
+//! prompt -> conditioning -> noise -> denoising loop -> latents -> pictures.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use aquatint_diffusion::{GuidedDenoiser, Plan, SamplerOptions, sample};
+use aquatint_models::Checkpoint;
+use aquatint_ops::Device;
+use serde::Serialize;
+
+use crate::decode::Decoder;
+use crate::events::{Event, Latents, Observer, Stage};
+use crate::network::UNetNetwork;
+use crate::noise::BatchNoise;
+use crate::picture::Picture;
+use crate::request::Request;
+use crate::schedule::layout;
+use crate::{EngineError, memory, text};
+
+/// How a run is done, beside what it makes.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// A tiny autoencoder (TAESD), for previews and quick decodes.
+    pub tiny: Option<std::path::PathBuf>,
+    /// Decode with the tiny autoencoder.
+    pub quick_decode: bool,
+}
+
+/// What a run made.
+#[derive(Debug)]
+pub struct Run {
+    /// The pictures, with their seeds.
+    pub pictures: Vec<(u64, Picture)>,
+    /// How long each stage took.
+    pub seconds: StageSeconds,
+}
+
+/// Seconds of each stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StageSeconds {
+    /// Building the components.
+    pub load: f64,
+    /// Prompts to embeddings.
+    pub text_encode: f64,
+    /// The denoising loop.
+    pub denoise: f64,
+    /// Latents to pixels.
+    pub decode: f64,
+}
+
+impl StageSeconds {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &StageSeconds) {
+        self.load += other.load;
+        self.text_encode += other.text_encode;
+        self.denoise += other.denoise;
+        self.decode += other.decode;
+    }
+}
+
+/// Makes the pictures of a request.
+///
+/// # Errors
+/// A request that cannot be, a model that cannot be loaded, numbers that are not finite,
+/// [`EngineError::Cancelled`] when the observer breaks.
+pub fn generate(
+    model: &Checkpoint,
+    request: &Request,
+    options: &RunOptions,
+    device: &Device,
+    observer: &mut Observer<'_>,
+) -> Result<Run, EngineError> {
+    request.check()?;
+    let plan = layout(model, request)?;
+    let mut stages = Stages::new(observer);
+
+    let conditioner = stages.run(Stage::Load, || text::load(model, device))?;
+    let encoded = stages.run(Stage::TextEncode, || text::encode(&conditioner, request))?;
+    drop(conditioner);
+    for dropped in &encoded.dropped {
+        stages.warn(format!("the prompt is too long; this had no effect: {dropped:?}"))?;
+    }
+
+    let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
+    let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
+    let latents = denoise(&mut stages, network, &plan, model, request)
+        .map_err(|error| blame_weights(error, model))?;
+
+    let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
+    let pictures = decode(&mut stages, &decoder, &latents, request)
+        .map_err(|error| blame_weights(error, model))?;
+    let seeds = request.seeds();
+    Ok(Run {
+        pictures: seeds.into_iter().zip(pictures).collect(),
+        seconds: stages.seconds,
+    })
+}
+
+/// The latents of a batch, `[batch, channels, height, width]`.
+struct LatentBatch {
+    values: Vec<f32>,
+    shape: [usize; 4],
+}
+
+fn denoise(
+    stages: &mut Stages<'_, '_>,
+    network: UNetNetwork,
+    plan: &Plan,
+    model: &Checkpoint,
+    request: &Request,
+) -> Result<LatentBatch, EngineError> {
+    let shape = network.latent_shape();
+    let mut noise = BatchNoise::new(&request.rng, &request.seeds())?;
+    let initial = plan.initial(&noise.initial(shape.iter().product()));
+    let mut denoiser = GuidedDenoiser {
+        network,
+        prediction: plan.prediction,
+        guidance: crate::schedule::guidance(request),
+        images: shape[0],
+        keep_uncond: plan.info.needs_uncond,
+    };
+    let sampler = SamplerOptions {
+        eta: request.eta,
+        ..SamplerOptions::default()
+    };
+    let steps = plan.len();
+    let decode_share = crate::plan::decode_share(model, request, plan.network_calls());
+    stages.begin(Stage::Denoise, steps)?;
+    let start = Instant::now();
+    let mut last = start;
+    let result = sample(plan, &sampler, initial, &mut denoiser, &mut noise, &mut |progress| {
+        let took = last.elapsed();
+        last = Instant::now();
+        let done = progress.fraction.clamp(1e-6, 1.0);
+        let whole = start.elapsed().as_secs_f64() / done;
+        // What the decode will take, told from what its share of the work is.
+        let left = whole * (1.0 - done) + whole * decode_share;
+        stages.step(Event::Step {
+            stage: Stage::Denoise,
+            done: progress.done,
+            steps: steps.max(progress.done),
+            took,
+            remaining: Some(Duration::from_secs_f64(left.max(0.0))),
+            memory: memory::now(),
+            preview: Some(Latents {
+                values: progress.denoised,
+                shape,
+            }),
+        })
+    });
+    stages.end(Stage::Denoise, start)?;
+    match result {
+        Ok(values) => Ok(LatentBatch { values, shape }),
+        Err(aquatint_diffusion::Error::Cancelled { .. }) => Err(EngineError::Cancelled),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn decode(
+    stages: &mut Stages<'_, '_>,
+    decoder: &Decoder,
+    latents: &LatentBatch,
+    request: &Request,
+) -> Result<Vec<Picture>, EngineError> {
+    let [batch, channels, height, width] = latents.shape;
+    stages.begin(Stage::Decode, batch)?;
+    let start = Instant::now();
+    let mut pictures = Vec::with_capacity(batch);
+    // One at a time: the decoder's memory is the run's peak.
+    for (i, one) in latents.values.chunks_exact(channels * height * width).enumerate() {
+        let begun = Instant::now();
+        let picture = decoder.decode(
+            one,
+            [channels, height, width],
+            request.vae_tiling,
+            &mut |done, steps| stages.tile(done, steps, begun.elapsed()).is_break(),
+        )?;
+        pictures.push(picture);
+        let took = begun.elapsed();
+        let event = Event::Step {
+            stage: Stage::Decode,
+            done: i + 1,
+            steps: batch,
+            took,
+            remaining: Some(took * (batch - i - 1) as u32),
+            memory: memory::now(),
+            preview: None,
+        };
+        if stages.step(event).is_break() {
+            return Err(EngineError::Cancelled);
+        }
+    }
+    stages.end(Stage::Decode, start)?;
+    Ok(pictures)
+}
+
+/// When numbers went wrong, finds out whether a weight is at fault, and names it.
+fn blame_weights(error: EngineError, model: &Checkpoint) -> EngineError {
+    let numbers = matches!(
+        error,
+        EngineError::NonFinite { .. }
+            | EngineError::Sampling(aquatint_diffusion::Error::NotFinite { .. })
+    );
+    match model.non_finite() {
+        Some(weight) if numbers => weight.into(),
+        _ => error,
+    }
+}
+
+/// Tells the observer of stages, and keeps their times.
+struct Stages<'a, 'o> {
+    observer: &'a mut Observer<'o>,
+    seconds: StageSeconds,
+}
+
+impl<'a, 'o> Stages<'a, 'o> {
+    fn new(observer: &'a mut Observer<'o>) -> Self {
+        Stages {
+            observer,
+            seconds: StageSeconds::default(),
+        }
+    }
+
+    fn tell(&mut self, event: Event<'_>) -> Result<(), EngineError> {
+        match (self.observer)(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(EngineError::Cancelled),
+        }
+    }
+
+    fn step(&mut self, event: Event<'_>) -> ControlFlow<()> {
+        (self.observer)(event)
+    }
+
+    fn tile(&mut self, done: usize, steps: usize, so_far: Duration) -> ControlFlow<()> {
+        let each = so_far / done.max(1) as u32;
+        self.step(Event::Step {
+            stage: Stage::Decode,
+            done,
+            steps,
+            took: each,
+            remaining: Some(each * (steps - done) as u32),
+            memory: memory::now(),
+            preview: None,
+        })
+    }
+
+    fn warn(&mut self, text: String) -> Result<(), EngineError> {
+        self.tell(Event::Warning(text))
+    }
+
+    fn begin(&mut self, stage: Stage, steps: usize) -> Result<(), EngineError> {
+        self.tell(Event::Begin { stage, steps })
+    }
+
+    fn end(&mut self, stage: Stage, start: Instant) -> Result<(), EngineError> {
+        let took = start.elapsed();
+        let total = match stage {
+            Stage::Load => &mut self.seconds.load,
+            Stage::TextEncode => &mut self.seconds.text_encode,
+            Stage::Denoise => &mut self.seconds.denoise,
+            Stage::Decode | Stage::Save => &mut self.seconds.decode,
+        };
+        *total += took.as_secs_f64();
+        self.tell(Event::End { stage, took })
+    }
+
+    fn run<T>(
+        &mut self,
+        stage: Stage,
+        work: impl FnOnce() -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        self.begin(stage, 1)?;
+        let start = Instant::now();
+        let result = work();
+        self.end(stage, start)?;
+        result
+    }
+}

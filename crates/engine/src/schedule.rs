@@ -1,0 +1,116 @@
+//! The run that a request asks for: which sampler, over which noise levels.
+
+use aquatint_diffusion::rng::RNGS;
+use aquatint_diffusion::schedule::{ModelSigmas, SCHEDULES, ScheduleInfo, ScheduleOptions};
+use aquatint_diffusion::{Guidance, NoiseSchedule, Plan, SAMPLERS, SamplerInfo, Sigmas, sampler};
+use aquatint_models::Checkpoint;
+
+use crate::EngineError;
+use crate::request::Request;
+
+/// Lays out the run of a request.
+///
+/// # Errors
+/// Names that are not known, with the nearest ones; steps that the sampler cannot do.
+pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError> {
+    let info = find_sampler(&request.sampler)?;
+    find_rng(&request.rng)?;
+    let config = &model.spec.scheduler;
+    let steps = request.steps as usize;
+    let Some(name) = &request.schedule else {
+        return usable(Plan::new(info, config, steps, Sigmas::Config));
+    };
+    let schedule = find_schedule(name)?;
+    if let Some(own) = schedule.in_diffusers
+        && (info.has_curves() || matches!(own, Sigmas::Normal))
+    {
+        return usable(Plan::new(info, config, steps, own));
+    }
+    let noise = NoiseSchedule::from_config(config)?;
+    let mut sigmas = ModelSigmas::from(&noise);
+    sigmas.searched = model.family.searched;
+    let sigmas = schedule
+        .sigmas(&sigmas, steps, &ScheduleOptions::default())
+        .map_err(|e| EngineError::Usage {
+            message: e.to_string(),
+            hint: "take another schedule or another number of steps".into(),
+        })?;
+    usable(Plan::new(info, config, steps, Sigmas::Given(&sigmas)))
+}
+
+/// What a plan refuses is the request's doing.
+fn usable(plan: Result<Plan, aquatint_diffusion::Error>) -> Result<Plan, EngineError> {
+    plan.map_err(|e| EngineError::Usage {
+        message: e.to_string(),
+        hint: "`aquatint samplers` shows what each sampler can do".into(),
+    })
+}
+
+/// The guidance of a request.
+pub(crate) fn guidance(request: &Request) -> Guidance {
+    let mut guidance = Guidance::new(request.guidance);
+    guidance.rescale = request.guidance_rescale;
+    if let Some(interval) = request.guidance_interval {
+        guidance.interval = interval;
+    }
+    guidance
+}
+
+/// Whether the network runs on the negative prompt at all.
+pub(crate) fn needs_uncond(request: &Request) -> Result<bool, EngineError> {
+    Ok(guidance(request).is_on() || find_sampler(&request.sampler)?.needs_uncond)
+}
+
+/// The sampler of that name or alias.
+///
+/// # Errors
+/// [`EngineError::Usage`] with the nearest names.
+pub fn find_sampler(name: &str) -> Result<&'static SamplerInfo, EngineError> {
+    sampler::find(name)
+        .map_err(|_| unknown("sampler", name, SAMPLERS.iter().map(|s| (s.name, s.aliases))))
+}
+
+/// The schedule of that name or alias.
+///
+/// # Errors
+/// [`EngineError::Usage`] with the nearest names.
+pub fn find_schedule(name: &str) -> Result<&'static ScheduleInfo, EngineError> {
+    let names = || SCHEDULES.iter().map(|s| (s.name, s.aliases));
+    aquatint_diffusion::schedule::find(name).map_err(|_| unknown("schedule", name, names()))
+}
+
+/// Whether there is a generator of noise of that name or alias.
+///
+/// # Errors
+/// [`EngineError::Usage`] with the nearest names.
+pub fn find_rng(name: &str) -> Result<(), EngineError> {
+    if aquatint_diffusion::rng::find(name).is_some() {
+        return Ok(());
+    }
+    Err(unknown("generator", name, RNGS.iter().map(|r| (r.name, r.aliases))))
+}
+
+fn unknown<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = (&'a str, &'a [&'a str])>,
+) -> EngineError {
+    let mut near: Vec<(f64, &str)> = known
+        .map(|(own, aliases)| {
+            let all = std::iter::once(&own).chain(aliases);
+            let best = all
+                .map(|n| strsim::jaro_winkler(&name.to_lowercase(), n))
+                .fold(0.0, f64::max);
+            (best, own)
+        })
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let names: Vec<&str> = near.iter().take(3).map(|(_, n)| *n).collect();
+    EngineError::Usage {
+        message: format!("found no {what} {name:?}"),
+        hint: format!(
+            "the nearest are {}; `aquatint samplers` lists all",
+            names.join(", ")
+        ),
+    }
+}

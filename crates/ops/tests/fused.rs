@@ -1,0 +1,145 @@
+//! Every fused operation against its plain reference, on the device that takes the kernels.
+//! Tolerance: both sides compute in f32 with sums in different orders, some 1e-6 relative a sum.
+
+use aquatint_ops::burn::tensor::{DType, TensorData};
+use aquatint_ops::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
+use aquatint_ops::{Device, Tensor, reference};
+
+fn random<const D: usize>(shape: [usize; D], seed: u32) -> Tensor<D> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / u32::MAX as f32 * 2.0 - 1.0
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F32))
+}
+
+fn close<const D: usize>(got: Tensor<D>, want: Tensor<D>) {
+    assert_eq!(got.dims(), want.dims());
+    let got = got.into_data().into_vec::<f32>().unwrap();
+    let want = want.into_data().into_vec::<f32>().unwrap();
+    let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert!((g - w).abs() <= 2e-5 * scale, "at {i}: {g} against {w}");
+    }
+}
+
+fn half<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.cast(DType::F16)
+}
+
+#[test]
+fn linear() {
+    let (x, w, b) = (random([2, 7, 33], 1), random([19, 33], 2), random([19], 3));
+    for activation in [Activation::None, Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+        let epilogue = Epilogue {
+            bias: Some(b.clone()),
+            activation,
+            residual: Some(random([2, 7, 19], 4)),
+        };
+        close(
+            fused::linear(x.clone(), w.clone(), epilogue.clone()),
+            reference::linear(x.clone(), w.clone(), epilogue.clone()),
+        );
+        close(
+            fused::linear(x.clone(), half(w.clone()), epilogue.clone()),
+            reference::linear(x.clone(), half(w.clone()), epilogue),
+        );
+    }
+}
+
+#[test]
+fn linear_of_a_transposed_view() {
+    let x = random([2, 33, 7], 1).swap_dims(1, 2);
+    let w = random([33, 19], 2).transpose();
+    close(
+        fused::linear(x.clone(), w.clone(), Epilogue::default()),
+        reference::linear(x, w, Epilogue::default()),
+    );
+}
+
+#[test]
+fn conv2d() {
+    let x = random([2, 9, 6, 12], 5);
+    let cases = [
+        (3, Conv2dShape::same(3)),
+        (1, Conv2dShape::same(1)),
+        (3, Conv2dShape { stride: 2, ..Conv2dShape::same(3) }),
+        (3, Conv2dShape { stride: 2, padding: [0, 1, 0, 1], upsample: false }),
+        (3, Conv2dShape { upsample: true, ..Conv2dShape::same(3) }),
+    ];
+    for (kernel, shape) in cases {
+        let w = random([10, 12, kernel, kernel], 6);
+        let plain = Epilogue { bias: Some(random([10], 7)), ..Epilogue::default() };
+        let y = reference::conv2d(x.clone(), w.clone(), shape, plain.clone());
+        close(fused::conv2d(x.clone(), w.clone(), shape, plain.clone()), y.clone());
+        let full = Epilogue {
+            activation: Activation::Silu,
+            residual: Some(random(y.dims(), 8)),
+            ..plain
+        };
+        close(
+            fused::conv2d(x.clone(), half(w.clone()), shape, full.clone()),
+            reference::conv2d(x.clone(), half(w), shape, full),
+        );
+    }
+}
+
+#[test]
+fn attention() {
+    let (q, k, v) = (random([2, 11, 24], 9), random([2, 13, 24], 10), random([2, 13, 24], 11));
+    let mask = AttentionMask::Additive(random([11, 13], 12));
+    for mask in [AttentionMask::None, mask] {
+        close(
+            fused::attention(q.clone(), k.clone(), v.clone(), 3, mask.clone()),
+            reference::attention(q.clone(), k.clone(), v.clone(), 3, mask),
+        );
+    }
+    let (k, v) = (random([2, 11, 24], 13), random([2, 11, 24], 14));
+    close(
+        fused::attention(q.clone(), k.clone(), v.clone(), 2, AttentionMask::Causal),
+        reference::attention(q, k, v, 2, AttentionMask::Causal),
+    );
+}
+
+#[test]
+fn norms_and_elementwise() {
+    let x = random([2, 5, 3, 16], 15);
+    let (g, b) = (random([16], 16), random([16], 17));
+    for silu in [false, true] {
+        close(
+            fused::group_norm(x.clone(), 4, 1e-5, g.clone(), b.clone(), silu),
+            reference::group_norm(x.clone(), 4, 1e-5, g.clone(), b.clone(), silu),
+        );
+    }
+    close(
+        fused::layer_norm(x.clone(), 1e-5, g.clone(), b.clone()),
+        reference::layer_norm(x.clone(), 1e-5, g, b),
+    );
+    close(fused::geglu(x.clone()), reference::geglu(x.clone()));
+    for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+        close(fused::activate(x.clone(), kind), reference::activate(x.clone(), kind));
+    }
+}
+
+#[test]
+fn embedding_widens_its_rows() {
+    let table = half(random([7, 5], 18));
+    let ids = vec![vec![0, 6, 3], vec![3, 3, 1]];
+    close(fused::embedding(table.clone(), &ids), reference::embedding(table, &ids));
+}
+
+#[test]
+fn gradients_flow_through_the_reference() {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<2>::from_data([[1.0f32, 2.0], [3.0, 4.0]], &device).require_grad();
+    let w = Tensor::<2>::from_data([[1.0f32, -1.0], [0.5, 2.0], [0.0, 1.0]], &device);
+    let y = fused::linear(x.clone(), w, Epilogue::default());
+    let grads = y.sum().backward();
+    let grad = x.grad(&grads).unwrap().into_data().into_vec::<f32>().unwrap();
+    assert_eq!(grad, vec![1.5, 2.0, 1.5, 2.0]);
+}
