@@ -355,13 +355,26 @@ def schedule_tables():
             tensors[f"alphas_cumprod/{kind}/{'zero_snr' if zero else 'plain'}"] = s.alphas_cumprod.clone()
 
 
+def guidance_tables():
+    """Guidance and its rescale, on two images."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    cond, uncond = BANK[:2, 0], 0.7 * BANK[:2, 0] + 0.4 * BANK[2:4, 0]
+    guided = uncond + 7.5 * (cond - uncond)
+    tensors["guidance/cond"], tensors["guidance/uncond"] = cond.flatten(), uncond.flatten()
+    tensors["guidance/7.5"] = guided.flatten()
+    for rescale in [0.7, 1.0]:
+        tensors[f"guidance/7.5/{rescale}"] = rescale_noise_cfg(guided, cond, guidance_rescale=rescale).flatten()
+
+
 if __name__ == "__main__":
     schedule_tables()
+    guidance_tables()
     diffusers_cases()
     sigma_cases()
     versions = dict(torch=torch.__version__, diffusers=diffusers.__version__)
     text = ",\n".join(json.dumps(case) for case in cases)
     (HERE / "samplers.json").write_text(f'{{"versions": {json.dumps(versions)}, "cases": [\n{text}\n]}}\n')
-    save_file({k: v.contiguous() for k, v in tensors.items()}, HERE / "samplers.safetensors")
+    save_file({k: v.clone().contiguous() for k, v in tensors.items()}, HERE / "samplers.safetensors")
     (HERE / "samplers.safetensors").chmod(0o644)
     print(len(cases), "cases")
