@@ -257,15 +257,12 @@ impl Layout<'_> {
         let ratios = steps.iter().map(|step| step.from.ratio());
         let falls = ratios.clone().zip(ratios.skip(1)).all(|(a, b)| b <= a);
         let is_number = |level: Level| level.alpha.is_finite() && level.sigma.is_finite();
-        if falls
-            && steps
-                .iter()
-                .all(|step| is_number(step.from) && is_number(step.to))
-        {
+        let is_step = |s: &Step| is_number(s.from) && is_number(s.to) && s.from.sigma > 0.0;
+        if falls && steps.iter().all(is_step) {
             return Ok((steps, stride));
         }
         Err(Error::Config {
-            found: "numbers that lay sigmas which rise or are not finite".into(),
+            found: "numbers that lay sigmas which rise, vanish, or are not finite".into(),
             expected: "sigma_min and sigma_max above 0, the second larger",
         })
     }

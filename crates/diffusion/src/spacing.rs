@@ -77,7 +77,10 @@ pub(crate) fn timesteps(
         TimestepSpacing::Linspace => reversed(linspace(0.0, (train - 1) as f64, n)),
         TimestepSpacing::Leading => {
             let stride = train / n;
-            (0..n).rev().map(|i| (i * stride + offset) as f64).collect()
+            (0..n)
+                .rev()
+                .map(|i| (i * stride).saturating_add(offset) as f64)
+                .collect()
         }
         TimestepSpacing::Trailing => trailing(train as f64, train, n),
     }
@@ -258,7 +261,7 @@ fn multistep_times(
             let stride = last / (n + 1);
             (1..=n)
                 .rev()
-                .map(|i| (i * stride + config.steps_offset.unwrap_or(0)) as f64)
+                .map(|i| (i * stride).saturating_add(config.steps_offset.unwrap_or(0)) as f64)
                 .collect()
         }
         TimestepSpacing::Trailing => trailing(last as f64, train, n),

@@ -12,6 +12,7 @@ use aquatint_diffusion::{
     BoxError, Denoised, Denoiser, Error, Level, NoNoise, NoiseSource, Plan, Prediction, SAMPLERS,
     SamplerInfo, SamplerOptions, SchedulerConfig, Sigmas, TimestepSpacing, sample, sampler,
 };
+use proptest::prelude::*;
 
 /// Data that is normal with this mean and deviation has a denoiser in closed form.
 const MEAN: f64 = 0.4;
@@ -586,4 +587,94 @@ fn a_folders_scheduler_class_names_its_sampler() {
         None
     );
     assert_eq!(of("{}"), None);
+}
+
+/// Configurations that no trainer wrote: fields present or not, numbers at their extremes.
+fn any_config() -> impl Strategy<Value = String> {
+    let number = prop_oneof![
+        12 => Just("null"),
+        1 => Just("0"),
+        1 => Just("1"),
+        1 => Just("-1"),
+        1 => Just("0.5"),
+        1 => Just("1e300"),
+        1 => Just("3")
+    ];
+    let whole = prop_oneof![
+        12 => Just("null"),
+        1 => Just("0"),
+        1 => Just("1"),
+        1 => Just("2"),
+        1 => Just("37"),
+        1 => Just("18446744073709551615")
+    ];
+    let flag = prop_oneof![Just("null"), Just("true"), Just("false")];
+    let spacing = prop_oneof![
+        Just("null"),
+        Just("\"leading\""),
+        Just("\"trailing\""),
+        Just("\"linspace\"")
+    ];
+    let floats = [
+        "beta_start",
+        "beta_end",
+        "sigma_min",
+        "sigma_max",
+        "clip_sample_range",
+        "timestep_scaling",
+        "lambda_min_clipped",
+    ];
+    let wholes = [
+        "num_train_timesteps",
+        "steps_offset",
+        "original_inference_steps",
+        "solver_order",
+    ];
+    let flags = [
+        "rescale_betas_zero_snr",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "set_alpha_to_one",
+        "skip_prk_steps",
+        "clip_sample",
+        "lower_order_final",
+        "euler_at_final",
+        "predict_x0",
+    ];
+    (
+        prop::collection::vec(number, floats.len()),
+        prop::collection::vec(whole, wholes.len()),
+        prop::collection::vec(flag, flags.len()),
+        spacing,
+    )
+        .prop_map(move |(a, b, c, spacing)| {
+            let fields = floats
+                .iter()
+                .zip(a)
+                .chain(wholes.iter().zip(b))
+                .chain(flags.iter().zip(c));
+            let fields: Vec<String> = fields
+                .map(|(name, value)| format!("\"{name}\": {value}"))
+                .collect();
+            format!(
+                "{{{}, \"timestep_spacing\": {spacing}, \"prediction_type\": \"v_prediction\"}}",
+                fields.join(", ")
+            )
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn no_configuration_makes_a_sampler_panic(text in any_config(), row in 0..SAMPLERS.len(), steps in 0_usize..40) {
+        let config = SchedulerConfig::from_json(&text).unwrap();
+        if let Ok(plan) = Plan::new(&SAMPLERS[row], &config, steps, Sigmas::Config) {
+            // An error is an answer too; NaN as a picture is none.
+            if let Ok((end, _)) = run(&plan, &SamplerOptions::default(), 3, 4) {
+                prop_assert!(end.iter().all(|v| v.is_finite()), "{} {steps} {text}: {end:?}", SAMPLERS[row].name);
+            }
+        }
+    }
 }

@@ -79,7 +79,14 @@ impl Bench {
         );
     }
 
+    fn skips(&self, name: &str) -> bool {
+        !name.contains(&self.filter) && !self.filter.starts_with(name)
+    }
+
     fn gemm(&self, m: usize, k: usize, n: usize) {
+        if self.skips(&format!("gemm {m}x{k}x{n}")) {
+            return;
+        }
         let (a, b) = (noise(m * k, 1), noise(n * k, 2));
         let half: Vec<f16> = b.iter().map(|&v| f16::from_f32(v)).collect();
         let mut c = vec![0.0f32; m * n];
@@ -113,6 +120,10 @@ impl Bench {
         stride: usize,
     ) {
         let (cin, cout) = channels;
+        let shape = format!("conv {batch}x{side}x{side}x{cin}->{cout} k{kernel} s{stride}");
+        if self.skips(&shape) {
+            return;
+        }
         let x = noise(batch * side * side * cin, 1);
         let weight: Vec<f16> = noise(cin * cout * kernel * kernel, 2)
             .into_iter()
@@ -156,6 +167,9 @@ impl Bench {
     }
 
     fn attention(&self, batch: usize, heads: usize, tokens: usize, head_dim: usize, keys: usize) {
+        if self.skips(&format!("attention {batch}x{heads}x{tokens}x{head_dim} kv{keys}")) {
+            return;
+        }
         let width = heads * head_dim;
         let (q, k, v) = (
             noise(batch * tokens * width, 1),
@@ -188,6 +202,9 @@ impl Bench {
     }
 
     fn group_norm(&self, batch: usize, pixels: usize, channels: usize) {
+        if self.skips(&format!("groupnorm+silu {batch}x{pixels}x{channels}")) {
+            return;
+        }
         let x = noise(batch * pixels * channels, 1);
         let mut out = vec![0.0f32; x.len()];
         // Counted as 10 operations an element; what counts is the time.

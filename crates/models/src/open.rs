@@ -35,9 +35,14 @@ impl TokenizerPlace {
     pub(crate) fn load(&self) -> Result<Arc<ClipTokenizer>, ModelError> {
         match self {
             TokenizerPlace::Published(padding) => ClipTokenizer::embedded(*padding),
-            TokenizerPlace::Folder(folder, part) => Ok(Arc::new(ClipTokenizer::from_folder(
-                folder.path().join(part),
-            )?)),
+            TokenizerPlace::Folder(folder, part) => {
+                let text = |file: &str| match part.as_str() {
+                    "" => folder.text(file),
+                    part => folder.text(&format!("{part}/{file}")),
+                };
+                let path = folder.path().join(part);
+                Ok(Arc::new(ClipTokenizer::from_files(&path, &text)?))
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::noise::NoiseSource;
 use crate::plan::{Plan, Step};
 
 mod cfg_pp;
+mod checks;
 mod ddim;
 mod ddpm;
 mod deis;

@@ -1,15 +1,16 @@
 //! The table of samplers. Command line help, API schemas, lists and the conformance suite derive from it.
 
-use super::table::{Defaults, Frame, Grid, SamplerInfo, original_steps};
+use super::checks::{
+    anything, check_ddpm, check_distilled, check_dpm, check_exploding, check_thresholding,
+};
+use super::table::{Defaults, Frame, Grid, SamplerInfo};
 use super::{
     cfg_pp, clip_range, ddim, ddpm, deis, dpm_adaptive, dpm2, dpmpp_3m_sde, dpmpp_multistep,
     dpmpp_sde, dpmpp_singlestep, er_sde, euler, heun, ipndm, lcm, lms, pndm, res_multistep, unipc,
 };
 use crate::beta::BetaSchedule;
-use crate::config::{SchedulerConfig, VarianceType};
-use crate::error::Error;
+use crate::config::VarianceType;
 use crate::plan::Plan;
-use crate::prediction::Prediction;
 use crate::spacing::{Exploding, Multistep};
 
 const fn linear(start: f64, end: f64, zero_snr: bool, alpha_to_one: bool) -> Defaults {
@@ -434,129 +435,4 @@ fn one_a_moving_step(plan: &Plan) -> usize {
 /// A step to no noise at all takes one call.
 fn two_a_step(plan: &Plan) -> usize {
     2 * one_a_moving_step(plan) - usize::from(plan.ends_clean())
-}
-
-fn refuse(
-    info: &'static SamplerInfo,
-    found: impl Into<String>,
-    hint: &'static str,
-) -> Result<(), Error> {
-    Err(Error::Unsupported {
-        found: found.into(),
-        sampler: info.name,
-        hint,
-    })
-}
-
-fn anything(_: &'static SamplerInfo, _: &SchedulerConfig) -> Result<(), Error> {
-    Ok(())
-}
-
-fn check_thresholding(info: &'static SamplerInfo, config: &SchedulerConfig) -> Result<(), Error> {
-    if config.thresholding == Some(true) {
-        return refuse(
-            info,
-            "thresholding: true",
-            "it is meant for pixel-space models; take a sampler that does not threshold, such as euler",
-        );
-    }
-    if config
-        .clip_sample_range
-        .is_some_and(|range| range.is_nan() || range <= 0.0)
-    {
-        return Err(Error::Config {
-            found: format!("clip_sample_range {:?}", config.clip_sample_range),
-            expected: "a number above 0",
-        });
-    }
-    Ok(())
-}
-
-fn check_exploding(info: &'static SamplerInfo, config: &SchedulerConfig) -> Result<(), Error> {
-    let continuous = config.timestep_type.as_deref() == Some("continuous");
-    if continuous && config.prediction() == Prediction::V {
-        return refuse(
-            info,
-            "timestep_type: continuous",
-            "networks on a continuous time are not supported",
-        );
-    }
-    if config.interpolation_type.as_deref() == Some("log_linear") {
-        return refuse(
-            info,
-            "interpolation_type: log_linear",
-            "take the schedule `exponential` instead",
-        );
-    }
-    check_thresholding(
-        info,
-        &SchedulerConfig {
-            thresholding: None,
-            ..config.clone()
-        },
-    )
-}
-
-fn check_ddpm(info: &'static SamplerInfo, config: &SchedulerConfig) -> Result<(), Error> {
-    use VarianceType::{FixedLarge, FixedSmall, FixedSmallLog};
-    match config.variance_type {
-        // The logarithm of the small variance is only a detour to the same number.
-        None | Some(FixedSmall | FixedSmallLog | FixedLarge) => check_thresholding(info, config),
-        Some(other) => refuse(
-            info,
-            format!("variance_type: {other:?}"),
-            "take another sampler, such as ddim",
-        ),
-    }
-}
-
-fn check_dpm(info: &'static SamplerInfo, config: &SchedulerConfig) -> Result<(), Error> {
-    let order = config.solver_order.unwrap_or(2);
-    if !(1..=3).contains(&order) {
-        return refuse(
-            info,
-            format!("solver_order: {order}"),
-            "set it to 1, 2 or 3",
-        );
-    }
-    if config.use_flow_sigmas == Some(true) {
-        return refuse(info, "use_flow_sigmas: true", "it is meant for flow models");
-    }
-    if config.use_lu_lambdas == Some(true) && info.class == Some("DPMSolverMultistepScheduler") {
-        return refuse(
-            info,
-            "use_lu_lambdas: true",
-            "take the schedule `karras` or `exponential` instead",
-        );
-    }
-    if matches!(
-        config.variance_type,
-        Some(VarianceType::Learned | VarianceType::LearnedRange)
-    ) {
-        return refuse(
-            info,
-            "a learned variance_type",
-            "take another sampler, such as ddim",
-        );
-    }
-    check_thresholding(info, config)
-}
-
-fn check_distilled(info: &'static SamplerInfo, config: &SchedulerConfig) -> Result<(), Error> {
-    let original = original_steps(config);
-    if original == 0 || original > config.num_train_timesteps() {
-        return Err(Error::Config {
-            found: format!("original_inference_steps {original}"),
-            expected: "1 to the number of training steps",
-        });
-    }
-    // TCD knows the field and does nothing with it.
-    let thresholding = config.thresholding.filter(|_| info.grid == Grid::Lcm);
-    check_thresholding(
-        info,
-        &SchedulerConfig {
-            thresholding,
-            ..config.clone()
-        },
-    )
 }

@@ -202,11 +202,12 @@ impl Conv2d<'_> {
         if self.in_channels < 32 || self.out_channels < 32 {
             return ConvAlgorithm::Direct;
         }
-        let tiles = |side: usize| oh.div_ceil(side) * ow.div_ceil(side);
+        // Products a channel, and what preparing the weights costs, in units of that (measured: about 12 tiles).
+        let tiles = |side: usize| self.batch * oh.div_ceil(side) * ow.div_ceil(side) + 12;
         let costs = [
             (tiles(4) * 36, ConvAlgorithm::Winograd4),
             (tiles(2) * 16, ConvAlgorithm::Winograd2),
-            (oh * ow * 9, ConvAlgorithm::Direct),
+            (tiles(1) * 9, ConvAlgorithm::Direct),
         ];
         costs
             .into_iter()

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::finish::Finish;
 use super::pack::{KBlock, Lhs, Weights};
-use super::params::{A_STRIDE, B_L2, B_L3, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split};
+use super::params::{A_PANELS, A_STRIDE, B_L2, B_L3, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split};
 use super::tile::{ALayout, TileArgs};
 use crate::Isa;
 use crate::scratch::Scratch;
@@ -242,29 +242,23 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
     fn run<S: Simd>(self, s: S) {
         let product = self.product;
         let k = self.block.len();
-        let mut panel = Scratch::new(S::MR * A_STRIDE);
-        let panel = panel.as_mut_slice();
+        let size = S::MR * A_STRIDE;
         let step = even_part(self.cols.len(), B_L2 / k / S::NR * S::NR, S::NR);
-        for from in self.cols.clone().step_by(step) {
-            let cols = from..self.cols.end.min(from + step);
-            for index in self.panels.clone() {
+        // Rows are packed once for all columns; a few panels at a time, that they stay in L2.
+        let group = if step < self.cols.len() { A_PANELS } else { 1 };
+        let mut packed = Scratch::new(group * size);
+        for first in self.panels.clone().step_by(group) {
+            let panels = first..self.panels.end.min(first + group);
+            let parts = packed.as_mut_slice().chunks_exact_mut(size);
+            for (index, part) in panels.clone().zip(parts) {
                 let rows = split(product.m, self.panel_count, index);
-                product.lhs.pack(rows.clone(), self.block, panel);
-                for col in cols.clone().step_by(S::NR) {
-                    let width = S::NR.min(cols.end - col);
-                    let b = &self.packed[(col - self.packed_from) * k..];
-                    self.tile(s, rows.clone(), col..col + width, panel, b);
-                }
-                if self.last {
-                    for row in rows {
-                        // SAFETY: rows and columns of this task, inside the output.
-                        let values = unsafe {
-                            product
-                                .out
-                                .part(row * product.out_stride + cols.start, cols.len())
-                        };
-                        product.finish.apply(s, row, cols.clone(), values);
-                    }
+                product.lhs.pack(rows, self.block, part);
+            }
+            for from in self.cols.clone().step_by(step) {
+                let cols = from..self.cols.end.min(from + step);
+                for (index, part) in panels.clone().zip(packed.as_slice().chunks_exact(size)) {
+                    let rows = split(product.m, self.panel_count, index);
+                    self.panel(s, rows, cols.clone(), part);
                 }
             }
         }
@@ -272,6 +266,24 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
 }
 
 impl<L: Lhs> Task<'_, '_, L> {
+    /// One packed panel of rows over some columns, and their epilogue after the last block.
+    #[inline(always)]
+    fn panel<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, a: &[f32]) {
+        for col in cols.clone().step_by(S::NR) {
+            let width = S::NR.min(cols.end - col);
+            let b = &self.packed[(col - self.packed_from) * self.block.len()..];
+            self.tile(s, rows.clone(), col..col + width, a, b);
+        }
+        if self.last {
+            let (out, stride) = (self.product.out, self.product.out_stride);
+            for row in rows {
+                // SAFETY: rows and columns of this task, inside the output.
+                let values = unsafe { out.part(row * stride + cols.start, cols.len()) };
+                self.product.finish.apply(s, row, cols.clone(), values);
+            }
+        }
+    }
+
     #[inline(always)]
     fn tile<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, a: &[f32], b: &[f32]) {
         let (out, stride) = (self.product.out, self.product.out_stride);

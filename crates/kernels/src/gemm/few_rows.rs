@@ -119,6 +119,16 @@ fn dot<S: Simd, E: Element, const M: usize, const U: usize>(
             }
         }
     }
+    let vectors = k / S::LANES * S::LANES;
+    for at in (whole..vectors).step_by(S::LANES) {
+        // SAFETY: at + LANES <= vectors <= k.
+        unsafe {
+            let w = E::load(s, weight.as_ptr().add(at));
+            for (sums, row) in acc.iter_mut().zip(rows) {
+                sums[0] = s.fma(s.load(row.as_ptr().add(at)), w, sums[0]);
+            }
+        }
+    }
     let mut dots = [0.0f32; M];
     for (i, dot) in dots.iter_mut().enumerate() {
         let mut total = acc[i][0];
@@ -126,7 +136,7 @@ fn dot<S: Simd, E: Element, const M: usize, const U: usize>(
             total = s.add(total, sum);
         }
         *dot = s.sum(total);
-        for (x, w) in rows[i][whole..].iter().zip(&weight[whole..]) {
+        for (x, w) in rows[i][vectors..].iter().zip(&weight[vectors..]) {
             *dot += x * w.widen();
         }
     }

@@ -6,6 +6,8 @@ pub(crate) const KC: usize = 576;
 /// Distance between the rows of a packed A panel. A constant, so that a tile addresses all its rows from one
 /// register; 37 cache lines, so that rows fall into different cache sets.
 pub(crate) const A_STRIDE: usize = KC + 16;
+/// Panels of A that are packed together when the columns do not fit L2 at once (260 KiB).
+pub(crate) const A_PANELS: usize = 8;
 /// Elements of B that stay in L2 while the rows of a task pass by (512 KiB).
 pub(crate) const B_L2: usize = 128 * 1024;
 /// Elements of B that are packed at once and shared by the threads (6 MiB of L3).

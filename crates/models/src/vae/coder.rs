@@ -198,8 +198,9 @@ impl Decoder {
         })
     }
 
-    /// `[batch, height, width, latent channels]` to `[batch, 8 height, 8 width, 3]`.
-    pub(crate) fn forward(
+    /// The part that works at the latent's size: `[batch, height, width, latent channels]` to
+    /// `[batch, height, width, channels]`.
+    pub(crate) fn lower(
         &self,
         z: Tensor<4>,
         global: &mut dyn Global,
@@ -207,12 +208,27 @@ impl Decoder {
     ) -> Tensor<4> {
         let x = self.conv_in.forward(z);
         trace("decoder.conv_in", &x);
-        let mut x = self
+        let x = self
             .mid_block
             .forward(x, global, trace, "decoder.mid_block");
+        let first = self.up_blocks.first().into_iter();
+        first
+            .flat_map(|block| &block.resnets)
+            .fold(x, |x, layer| resnet(layer, x, global))
+    }
+
+    /// The part that enlarges what the lower one gives, to `[batch, 8 height, 8 width, 3]`.
+    pub(crate) fn upper(
+        &self,
+        mut x: Tensor<4>,
+        global: &mut dyn Global,
+        trace: &mut Trace<'_>,
+    ) -> Tensor<4> {
         for (i, block) in self.up_blocks.iter().enumerate() {
-            for layer in &block.resnets {
-                x = resnet(layer, x, global);
+            if i > 0 {
+                for layer in &block.resnets {
+                    x = resnet(layer, x, global);
+                }
             }
             for up in &block.upsamplers {
                 x = up.forward(x);

@@ -8,34 +8,13 @@ use crate::unet::cost::Tally;
 impl VaeConfig {
     /// The cost of decoding latents of `height` by `width`.
     pub fn decode_cost(&self, batch: usize, height: usize, width: usize) -> Cost {
-        let mut tally = Tally::default();
-        let mut size = [height, width];
-        let z = self.latent_channels;
-        if self.post_quant_conv {
-            tally.conv(size, z, z, 1);
-        }
-        let mut channels = self.channels.iter().rev().copied();
-        let mut before = channels.next().unwrap_or_default();
-        tally.conv(size, z, before, 3);
-        self.mid_cost(&mut tally, size, before);
-        for (i, &output) in self.channels.iter().rev().enumerate() {
-            for j in 0..=self.layers {
-                tally.resnet(size, if j == 0 { before } else { output }, output, None);
-            }
-            before = output;
-            if i + 1 < self.channels.len() {
-                size = size.map(|n| n.saturating_mul(2));
-                tally.conv(size, output, output, 3);
-                tally.alive(size, output + output.div_ceil(4));
-            }
-        }
-        tally.conv(size, before, self.out_channels, 3);
-        tally.alive(size, 2 * before + self.out_channels);
-        tally.finish(batch)
+        let size = [height, width];
+        let lower = self.lower_cost(batch, size);
+        lower.then(self.upper_cost(batch, size))
     }
 
-    /// The cost of [`super::TiledDecode`]: its tiles one by one, a survey as large as a tile, and
-    /// the picture.
+    /// The cost of [`super::TiledDecode`]: the lower part whole, a survey as large as a tile, the
+    /// tiles one by one, and the picture.
     pub fn tiled_decode_cost(
         &self,
         batch: usize,
@@ -44,19 +23,65 @@ impl VaeConfig {
         tiling: Tiling,
     ) -> Cost {
         let ([rows, columns], tile) = tiles(height, width, tiling);
-        if rows * columns == 1 {
-            return self.decode_cost(batch, height, width);
+        let count = rows.saturating_mul(columns);
+        let mut upper = self.upper_cost(1, tile).times(count);
+        if count > 1 {
+            upper = upper.then(self.upper_cost(1, [tiling.tile; 2]));
         }
-        let one = self.decode_cost(1, tile[0], tile[1]);
-        let survey = self.decode_cost(1, tiling.tile, tiling.tile);
-        let mut cost = one.times(rows * columns).then(survey).times(batch);
-        let picture = [batch, height, width, self.factor(), self.factor()]
-            .iter()
-            .fold(4 * self.out_channels as u64, |p, &n| {
-                p.saturating_mul(n as u64)
-            });
+        let bytes = |pixels: &[usize], channels: usize| {
+            pixels
+                .iter()
+                .fold(4 * channels as u64, |p, &n| p.saturating_mul(n as u64))
+        };
+        // What the lower part gives stays while the tiles are done.
+        let lowest = self.channels.last().copied().unwrap_or_default();
+        let kept = bytes(&[height, width], lowest);
+        upper.activation_bytes = upper.activation_bytes.saturating_add(kept);
+        let mut cost = self.lower_cost(1, [height, width]).then(upper).times(batch);
+        let (factor, colours) = (self.factor(), self.out_channels);
+        let picture = bytes(&[batch, height, width, factor, factor], colours);
         cost.activation_bytes = cost.activation_bytes.saturating_add(picture);
         cost
+    }
+
+    /// The decoder's part at the latent's size.
+    fn lower_cost(&self, batch: usize, size: [usize; 2]) -> Cost {
+        let mut tally = Tally::default();
+        let z = self.latent_channels;
+        if self.post_quant_conv {
+            tally.conv(size, z, z, 1);
+        }
+        let channels = self.channels.last().copied().unwrap_or_default();
+        tally.conv(size, z, channels, 3);
+        self.mid_cost(&mut tally, size, channels);
+        for _ in 0..=self.layers {
+            tally.resnet(size, channels, channels, None);
+        }
+        tally.finish(batch)
+    }
+
+    /// The decoder's part that enlarges.
+    fn upper_cost(&self, batch: usize, mut size: [usize; 2]) -> Cost {
+        let mut tally = Tally::default();
+        let mut before = self.channels.last().copied().unwrap_or_default();
+        for (i, &output) in self.channels.iter().rev().enumerate() {
+            if i > 0 {
+                for j in 0..=self.layers {
+                    let input = if j == 0 { before } else { output };
+                    tally.resnet(size, input, output, None);
+                }
+            }
+            before = output;
+            if i + 1 < self.channels.len() {
+                size = size.map(|n| n.saturating_mul(2));
+                tally.conv(size, output, output, 3);
+                // The output, and the input at a quarter of its size.
+                tally.alive(size, output + output.div_ceil(4));
+            }
+        }
+        tally.conv(size, before, self.out_channels, 3);
+        tally.alive(size, 2 * before + self.out_channels);
+        tally.finish(batch)
     }
 
     /// The cost of encoding pictures of `height` by `width` pixels.

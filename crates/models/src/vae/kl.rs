@@ -150,7 +150,18 @@ impl AutoencoderKl {
         }
     }
 
-    pub(crate) fn decode_with(
+    fn decode_with(
+        &self,
+        z: Tensor<4>,
+        global: &mut dyn Global,
+        trace: &mut Trace<'_>,
+    ) -> Tensor<4> {
+        let x = self.lower(z, global, trace);
+        self.decoder.upper(x, global, trace)
+    }
+
+    /// The part of a decode that works at the latent's size.
+    pub(crate) fn lower(
         &self,
         z: Tensor<4>,
         global: &mut dyn Global,
@@ -161,7 +172,12 @@ impl AutoencoderKl {
             None => z,
         };
         trace("post_quant_conv", &z);
-        self.decoder.forward(z, global, trace)
+        self.decoder.lower(z, global, trace)
+    }
+
+    /// The part of a decode that enlarges what the lower one gives.
+    pub(crate) fn upper(&self, x: Tensor<4>, global: &mut dyn Global) -> Tensor<4> {
+        self.decoder.upper(x, global, &mut |_, _| {})
     }
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod cost;
 mod kl;
 mod preview;
+mod survey;
 mod tiled;
 mod tiny;
 
