@@ -1,5 +1,6 @@
 //! The UNet against diffusers, stage by stage, on tiny checkpoints of each generation and on
 //! variants with the other options.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
 mod unet_support;
 

@@ -1,4 +1,5 @@
 //! Configurations of UNets and autoencoders: presets, defaults, refusals, and what they cost.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
 use aquatint_models::unet::{MidKind, UNetConfig};
 use aquatint_models::vae::{Tiling, VaeConfig};

@@ -1,4 +1,5 @@
 //! The autoencoder against diffusers, stage by stage, on tiny checkpoints.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
 mod unet_support;
 
@@ -128,35 +129,44 @@ fn difference(whole: &[f32], tiled: &[f32]) -> (f64, f64) {
     )
 }
 
-/// A decoder trained on pictures: its tiles are as good as the whole to the eye.
-#[test]
-fn the_shipped_decoder_by_tiles_is_the_whole_to_the_eye() {
-    let vae = load_vae(&model("default").join("vae"));
-    for (size, tile, overlap) in [([64, 48], 32, 16), ([40, 90], 32, 14)] {
+/// Holds that the decode by tiles is within `worst` and, in the mean, `mean` of the whole one.
+fn by_tiles(folder: &Path, cases: &[([usize; 2], Tiling)], worst: f64, mean: f64) {
+    let vae = load_vae(folder);
+    for &(size, tiling) in cases {
         let z = smooth_latent(size[0], size[1], vae.config().latent_channels);
         let whole = values(vae.decode(z.clone()).unwrap());
-        let tiled = values(vae.decode_tiled(z, Tiling { tile, overlap }).unwrap());
-        let (worst, mean) = difference(&whole, &tiled);
+        let tiled = values(vae.decode_tiled(z, tiling).unwrap());
+        let found = difference(&whole, &tiled);
         println!(
-            "{size:?} in {tile}: worst {:.2}/255, mean {:.3}/255",
-            worst * 127.5,
-            mean * 127.5
+            "{size:?} in {tiling:?}: worst {:.4}, mean {:.5}",
+            found.0, found.1
+        );
+        assert!(
+            found.0 < worst && found.1 < mean,
+            "{size:?} {tiling:?}: {found:?}"
         );
     }
 }
 
-/// A decoder of noise is the worst case: nothing about it is smooth. The bound is what was
-/// measured, with a third to spare.
+const fn tiling(tile: usize, overlap: usize) -> Tiling {
+    Tiling { tile, overlap }
+}
+
+/// A decoder trained on pictures. Measured: at most 4.9/255, and 0.6/255 in the mean, all of it
+/// tone that is the same on both sides of a tile's edge (see the unit test of exact statistics).
+#[test]
+fn the_shipped_decoder_by_tiles_is_near_the_whole() {
+    let cases = [([64, 48], tiling(32, 16)), ([40, 90], tiling(32, 14))];
+    let (worst, mean) = (8.0 / 127.5, 1.2 / 127.5);
+    by_tiles(&model("default").join("vae"), &cases, worst, mean);
+}
+
+/// A decoder of noise is the worst case: nothing about it is smooth, and statistics differ from
+/// place to place. Measured: 0.53 where one value is off most, 0.027 in the mean.
 #[test]
 fn a_random_decoder_by_tiles_is_near_the_whole() {
-    let vae = load_vae(&golden("sd1").join("vae"));
-    for (size, tile, overlap) in [([48, 32], 24, 12), ([40, 70], 32, 16)] {
-        let z = smooth_latent(size[0], size[1], 4);
-        let whole = values(vae.decode(z.clone()).unwrap());
-        let tiled = values(vae.decode_tiled(z, Tiling { tile, overlap }).unwrap());
-        let (worst, mean) = difference(&whole, &tiled);
-        println!("{size:?} in {tile}: worst {worst:.4}, mean {mean:.5}");
-    }
+    let cases = [([48, 32], tiling(24, 12)), ([40, 70], tiling(32, 16))];
+    by_tiles(&golden("sd1").join("vae"), &cases, 0.7, 0.04);
 }
 
 #[test]

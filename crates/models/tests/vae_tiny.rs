@@ -1,4 +1,5 @@
 //! The tiny autoencoder against diffusers, in both layouts, and the linear preview.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
 mod unet_support;
 

@@ -173,7 +173,7 @@ impl UNetConfig {
             skips.push((tally.hold(size, level.channels), size));
         }
         if i + 1 < self.levels.len() {
-            size = size.map(|n| (n + self.downsample_padding) / 2);
+            size = size.map(|n| n.saturating_add(self.downsample_padding) / 2);
             tally.conv(size, level.channels, level.channels, 3);
             skips.push((tally.hold(size, level.channels), size));
         }
