@@ -167,7 +167,9 @@ impl Bench {
     }
 
     fn attention(&self, batch: usize, heads: usize, tokens: usize, head_dim: usize, keys: usize) {
-        if self.skips(&format!("attention {batch}x{heads}x{tokens}x{head_dim} kv{keys}")) {
+        if self.skips(&format!(
+            "attention {batch}x{heads}x{tokens}x{head_dim} kv{keys}"
+        )) {
             return;
         }
         let width = heads * head_dim;

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use super::finish::Finish;
 use super::pack::{KBlock, Lhs, Weights};
-use super::params::{A_PANELS, A_STRIDE, B_L2, B_L3, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split};
+use super::params::{
+    A_PANELS, A_STRIDE, B_L2, B_L3, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split,
+};
 use super::tile::{ALayout, TileArgs};
 use crate::Isa;
 use crate::scratch::Scratch;

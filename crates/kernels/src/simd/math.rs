@@ -39,20 +39,20 @@ pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     // Fitted by weighted least squares on [0, 4], then rounded; 2e-8 before rounding.
     const P: [f32; 7] = [
-        -9.427_832_5e-9,
-        3.951_064_1e-6,
+        -9.427_833e-9,
+        3.951_064e-6,
         3.513_652_6e-4,
         3.748_273e-3,
-        5.362_100_9e-2,
-        1.847_929_1e-1,
-        1.128_379_2,
+        5.362_101e-2,
+        1.847_929e-1,
+        std::f32::consts::FRAC_2_SQRT_PI,
     ];
     const Q: [f32; 6] = [
-        5.610_583_1e-5,
+        5.610_583e-5,
         1.248_701e-3,
         1.516_191_4e-2,
         1.132_208e-1,
-        4.971_018_2e-1,
+        4.971_018e-1,
         1.0,
     ];
     let c = s.max(s.splat(-4.0), s.min(s.splat(4.0), x));
@@ -81,7 +81,8 @@ pub(crate) fn activate<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
         Activation::Gelu => gelu(s, x),
         Activation::GeluTanh => {
             // (1 + tanh u) / 2 = sigmoid(2 u)
-            let factor = 2.0 * 0.797_884_56;
+            // 2 sqrt(2 / pi)
+            let factor = 2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
             let u = s.mul(
                 x,
                 s.fma(s.mul(x, x), s.splat(factor * 0.044_715), s.splat(factor)),

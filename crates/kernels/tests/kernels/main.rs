@@ -1,5 +1,10 @@
 //! Every kernel against its naive reference, on every instruction set of this machine.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests: an error is a failed test"
+)]
+
 mod attention;
 mod conv;
 mod gemm;
