@@ -136,7 +136,7 @@ impl Plan {
 
     /// Lays out `steps` steps of a sampler on a schedule of [`SCHEDULES`](crate::schedule::SCHEDULES).
     ///
-    /// A schedule that diffusers has is laid as the sampler's diffusers class lays it, as long as its
+    /// A schedule that the sampler's diffusers class has is laid as that class lays it, as long as its
     /// options are the defaults; `searched` says whose published levels `align_your_steps` takes.
     ///
     /// # Errors
@@ -150,7 +150,11 @@ impl Plan {
         options: &ScheduleOptions,
     ) -> Result<Self, Error> {
         match schedule.in_diffusers {
-            Some(sigmas) if *options == ScheduleOptions::default() => {
+            // A class without the option would drop it; the schedule's own levels serve it then.
+            Some(sigmas)
+                if *options == ScheduleOptions::default()
+                    && (info.has_curves() || matches!(sigmas, Sigmas::Normal)) =>
+            {
                 Self::new(info, config, steps, sigmas)
             }
             _ => {

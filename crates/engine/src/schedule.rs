@@ -1,8 +1,8 @@
 //! The run that a request asks for: which sampler, over which noise levels.
 
 use aquatint_diffusion::rng::RNGS;
-use aquatint_diffusion::schedule::{ModelSigmas, SCHEDULES, ScheduleInfo, ScheduleOptions};
-use aquatint_diffusion::{Guidance, NoiseSchedule, Plan, SAMPLERS, SamplerInfo, Sigmas, sampler};
+use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions};
+use aquatint_diffusion::{Guidance, Plan, SAMPLERS, SamplerInfo, Sigmas, sampler};
 use aquatint_models::Checkpoint;
 
 use crate::EngineError;
@@ -21,21 +21,14 @@ pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError
         return usable(Plan::new(info, config, steps, Sigmas::Config));
     };
     let schedule = find_schedule(name)?;
-    if let Some(own) = schedule.in_diffusers
-        && (info.has_curves() || matches!(own, Sigmas::Normal))
-    {
-        return usable(Plan::new(info, config, steps, own));
-    }
-    let noise = NoiseSchedule::from_config(config)?;
-    let mut sigmas = ModelSigmas::from(&noise);
-    sigmas.searched = model.family.searched;
-    let sigmas = schedule
-        .sigmas(&sigmas, steps, &ScheduleOptions::default())
-        .map_err(|e| EngineError::Usage {
-            message: e.to_string(),
-            hint: "take another schedule or another number of steps".into(),
-        })?;
-    usable(Plan::new(info, config, steps, Sigmas::Given(&sigmas)))
+    usable(Plan::on_schedule(
+        info,
+        config,
+        steps,
+        schedule,
+        model.family.searched,
+        &ScheduleOptions::default(),
+    ))
 }
 
 /// What a plan refuses is the request's doing.

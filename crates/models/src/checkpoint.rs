@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aquatint_diffusion::{Prediction, SchedulerConfig};
+use aquatint_diffusion::{Prediction, SchedulerConfig, sampler};
 use aquatint_ops::{Device, Params, Storage};
 use aquatint_weights::{LoadReport, WeightSet};
 
@@ -203,33 +203,10 @@ impl Checkpoint {
 
     /// The sampler that the model's own scheduler is.
     pub fn default_sampler(&self) -> &'static str {
-        let of_class = || sampler_of_class(self.spec.scheduler.class_name.as_deref()?);
+        let of_class = || Some(sampler::of_config(&self.spec.scheduler)?.name);
         let own = self.spec.own_sampler.or_else(of_class);
         own.unwrap_or(self.spec.defaults.sampler)
     }
-}
-
-/// The sampler that a diffusers scheduler class stands for.
-fn sampler_of_class(class: &str) -> Option<&'static str> {
-    const CLASSES: &[(&str, &str)] = &[
-        ("DDPMScheduler", "ddpm"),
-        ("DDIMScheduler", "ddim"),
-        ("PNDMScheduler", "pndm"),
-        ("EulerDiscreteScheduler", "euler"),
-        ("EulerAncestralDiscreteScheduler", "euler_a"),
-        ("HeunDiscreteScheduler", "heun"),
-        ("KDPM2DiscreteScheduler", "dpm2"),
-        ("KDPM2AncestralDiscreteScheduler", "dpm2_a"),
-        ("LMSDiscreteScheduler", "lms"),
-        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
-        ("DPMSolverSDEScheduler", "dpmpp_sde"),
-        ("UniPCMultistepScheduler", "unipc"),
-        ("DEISMultistepScheduler", "deis"),
-        ("IPNDMScheduler", "ipndm"),
-        ("LCMScheduler", "lcm"),
-        ("TCDScheduler", "tcd"),
-    ];
-    CLASSES.iter().find(|(c, _)| *c == class).map(|(_, s)| *s)
 }
 
 /// Loads a tiny autoencoder: a diffusers folder or file, or the original decoder's file.

@@ -467,7 +467,7 @@ fn scheduler(folder: &Folder) -> Result<Option<SchedulerConfig>, ModelError> {
         path: folder.path().join(file),
         message: e.to_string(),
     })?;
-    Ok(Some(config.in_stable_diffusion_pipeline()))
+    Ok(Some(config))
 }
 
 fn read_config<C>(

@@ -38,7 +38,8 @@ fn spec(facts: &Facts) -> Spec {
             guidance: 7.5,
             sampler: "pndm",
         },
-        scheduler: scheduler(facts, prediction),
+        // diffusers' pipeline mends old configurations.
+        scheduler: scheduler(facts, prediction).in_stable_diffusion_pipeline(),
         own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,

@@ -52,7 +52,8 @@ fn spec(facts: &Facts) -> Spec {
             guidance: if turbo { 0.0 } else { 7.5 },
             sampler: if turbo { "euler" } else { "ddim" },
         },
-        scheduler: scheduler(facts, prediction),
+        // diffusers' pipeline mends old configurations.
+        scheduler: scheduler(facts, prediction).in_stable_diffusion_pipeline(),
         own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,

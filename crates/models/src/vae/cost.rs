@@ -1,6 +1,7 @@
 //! What an encode or a decode costs, by arithmetic on the configuration.
 
 use super::config::VaeConfig;
+use super::survey::KEYS;
 use super::tiled::{Tiling, tiles};
 use crate::unet::Cost;
 use crate::unet::cost::Tally;
@@ -9,7 +10,7 @@ impl VaeConfig {
     /// The cost of decoding latents of `height` by `width`.
     pub fn decode_cost(&self, batch: usize, height: usize, width: usize) -> Cost {
         let size = [height, width];
-        let lower = self.lower_cost(batch, size);
+        let lower = self.lower_cost(batch, size, 1);
         lower.then(self.upper_cost(batch, size))
     }
 
@@ -37,7 +38,11 @@ impl VaeConfig {
         let lowest = self.channels.last().copied().unwrap_or_default();
         let kept = bytes(&[height, width], lowest);
         upper.activation_bytes = upper.activation_bytes.saturating_add(kept);
-        let mut cost = self.lower_cost(1, [height, width]).then(upper).times(batch);
+        // Of every how many rows and columns the attention keeps one.
+        let thinned = height.saturating_mul(width).div_ceil(KEYS);
+        let stride = thinned.saturating_sub(1).isqrt() + 1;
+        let lower = self.lower_cost(1, [height, width], stride);
+        let mut cost = lower.then(upper).times(batch);
         let (factor, colours) = (self.factor(), self.out_channels);
         let picture = bytes(&[batch, height, width, factor, factor], colours);
         cost.activation_bytes = cost.activation_bytes.saturating_add(picture);
@@ -45,7 +50,7 @@ impl VaeConfig {
     }
 
     /// The decoder's part at the latent's size.
-    fn lower_cost(&self, batch: usize, size: [usize; 2]) -> Cost {
+    fn lower_cost(&self, batch: usize, size: [usize; 2], stride: usize) -> Cost {
         let mut tally = Tally::default();
         let z = self.latent_channels;
         if self.post_quant_conv {
@@ -53,7 +58,7 @@ impl VaeConfig {
         }
         let channels = self.channels.last().copied().unwrap_or_default();
         tally.conv(size, z, channels, 3);
-        self.mid_cost(&mut tally, size, channels);
+        self.mid_cost(&mut tally, size, channels, stride);
         for _ in 0..=self.layers {
             tally.resnet(size, channels, channels, None);
         }
@@ -100,7 +105,7 @@ impl VaeConfig {
                 tally.conv(size, output, output, 3);
             }
         }
-        self.mid_cost(&mut tally, size, before);
+        self.mid_cost(&mut tally, size, before, 1);
         let moments = 2 * self.latent_channels;
         tally.conv(size, before, moments, 3);
         if self.quant_conv {
@@ -109,12 +114,13 @@ impl VaeConfig {
         tally.finish(batch)
     }
 
-    fn mid_cost(&self, tally: &mut Tally, size: [usize; 2], channels: usize) {
+    fn mid_cost(&self, tally: &mut Tally, size: [usize; 2], channels: usize, stride: usize) {
         tally.resnet(size, channels, channels, None);
         if self.mid_attention {
             let positions = size[0].saturating_mul(size[1]);
             tally.linear(positions, channels, 4 * channels);
-            tally.attention(positions, positions, channels);
+            let keys = (size[0] / stride).saturating_mul(size[1] / stride);
+            tally.attention(positions, keys, channels);
             tally.alive(size, 6 * channels);
         }
         tally.resnet(size, channels, channels, None);

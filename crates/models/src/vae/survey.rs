@@ -9,7 +9,7 @@ use aquatint_ops::nn::GroupNorm;
 use super::attention::{EPS, Global, Whole};
 
 /// Keys and values that an attention keeps at most, but for less than four times as many.
-const KEYS: usize = 1 << 16;
+pub(crate) const KEYS: usize = 1 << 16;
 
 /// Side of a patch, as a part of a tile's. Many small patches tell more than few large ones: on
 /// pictures of things on a ground, 64 patches were three times as near as 16 of the same area.
