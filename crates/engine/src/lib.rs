@@ -26,3 +26,8 @@ pub use plan::{Estimate, estimate};
 pub use preview::PreviewMaker;
 pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, Tiling};
 pub use schedule::{find_rng, find_sampler, find_schedule, layout};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
