@@ -221,6 +221,10 @@ fn tiles_bound_the_memory() {
     assert!((1.2..2.0).contains(&more), "{more}");
     let one = vae.tiled_decode_cost(1, 64, 64, Tiling::default());
     assert_eq!(one.multiply_adds(), tile.multiply_adds());
+    // 4096x4096: the attention sees a quarter of the positions.
+    let largest = vae.tiled_decode_cost(1, 512, 512, Tiling::default());
+    let positions: u64 = 512 * 512;
+    assert_eq!(largest.attention, 2 * positions * positions / 4 * 512);
     // Nonsense is counted without a panic; decoding refuses it.
     for (tile, overlap) in [(0, 0), (1, 5), (usize::MAX, usize::MAX)] {
         vae.tiled_decode_cost(1, 100, 100, Tiling { tile, overlap });
