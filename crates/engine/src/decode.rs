@@ -53,7 +53,11 @@ impl Decoder {
         options: &RunOptions,
         device: &Device,
     ) -> Result<Self, EngineError> {
-        let kind = match options.quick_decode.then(|| load_tiny(options, device)).transpose()? {
+        let kind = match options
+            .quick_decode
+            .then(|| load_tiny(options, device))
+            .transpose()?
+        {
             Some(Some(tiny)) => Kind::Tiny(tiny),
             _ => Kind::Whole(model.load_vae(device)?),
         };

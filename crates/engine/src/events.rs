@@ -62,6 +62,9 @@ pub enum Event<'a> {
         memory: Memory,
         /// The clean latents as the network sees them now, in the denoising loop.
         preview: Option<Latents<'a>>,
+        /// The latents as they are after the step, in the sampler's own scaling, in the denoising
+        /// loop. After the last step they are what is decoded.
+        latents: Option<Latents<'a>>,
     },
     /// A stage ended.
     End {

@@ -39,7 +39,10 @@ pub fn now() -> Memory {
 
 /// The kernel's own record of the peak, which no sampling can miss.
 fn high_water() -> Option<u64> {
-    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    kibibytes(
+        &std::fs::read_to_string("/proc/self/status").ok()?,
+        "VmHWM:",
+    )
 }
 
 /// Memory that a new process could take without swapping, when the system tells.

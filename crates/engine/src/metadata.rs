@@ -254,7 +254,10 @@ fn interval(text: Option<&str>) -> Result<Option<(f64, f64)>, String> {
     let (low, high) = text
         .split_once(" to ")
         .ok_or_else(|| format!("found CFG interval {text:?}, expected \"0.5 to 10\""))?;
-    Ok(Some((number(low, "CFG interval")?, number(high, "CFG interval")?)))
+    Ok(Some((
+        number(low, "CFG interval")?,
+        number(high, "CFG interval")?,
+    )))
 }
 
 fn split_negative(head: &str) -> (String, Option<String>) {

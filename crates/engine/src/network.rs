@@ -36,7 +36,9 @@ impl UNetNetwork {
         let sides = [request.height as usize, request.width as usize];
         if let Some(side) = sides.iter().find(|s| !s.is_multiple_of(factor)) {
             return Err(EngineError::Usage {
-                message: format!("found a side of {side}, expected a multiple of {factor} for this model"),
+                message: format!(
+                    "found a side of {side}, expected a multiple of {factor} for this model"
+                ),
                 hint: format!("try {}", side.next_multiple_of(factor)),
             });
         }

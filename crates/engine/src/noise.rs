@@ -20,7 +20,10 @@ impl BatchNoise {
             .map_err(|_| {
                 let names: Vec<&str> = RNGS.iter().map(|r| r.name).collect();
                 EngineError::Usage {
-                    message: format!("found the generator {name:?}, expected {}", names.join(" or ")),
+                    message: format!(
+                        "found the generator {name:?}, expected {}",
+                        names.join(" or ")
+                    ),
                     hint: "torch-cpu gives diffusers' pictures".into(),
                 }
             })?;

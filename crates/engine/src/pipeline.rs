@@ -79,7 +79,9 @@ pub fn generate(
     let encoded = stages.run(Stage::TextEncode, || text::encode(&conditioner, request))?;
     drop(conditioner);
     for dropped in &encoded.dropped {
-        stages.warn(format!("the prompt is too long; this had no effect: {dropped:?}"))?;
+        stages.warn(format!(
+            "the prompt is too long; this had no effect: {dropped:?}"
+        ))?;
     }
 
     let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
@@ -129,26 +131,37 @@ fn denoise(
     stages.begin(Stage::Denoise, steps)?;
     let start = Instant::now();
     let mut last = start;
-    let result = sample(plan, &sampler, initial, &mut denoiser, &mut noise, &mut |progress| {
-        let took = last.elapsed();
-        last = Instant::now();
-        let done = progress.fraction.clamp(1e-6, 1.0);
-        let whole = start.elapsed().as_secs_f64() / done;
-        // What the decode will take, told from what its share of the work is.
-        let left = whole * (1.0 - done) + whole * decode_share;
-        stages.step(Event::Step {
-            stage: Stage::Denoise,
-            done: progress.done,
-            steps: steps.max(progress.done),
-            took,
-            remaining: Some(Duration::from_secs_f64(left.max(0.0))),
-            memory: memory::now(),
-            preview: Some(Latents {
-                values: progress.denoised,
-                shape,
-            }),
-        })
-    });
+    let result = sample(
+        plan,
+        &sampler,
+        initial,
+        &mut denoiser,
+        &mut noise,
+        &mut |progress| {
+            let took = last.elapsed();
+            last = Instant::now();
+            let done = progress.fraction.clamp(1e-6, 1.0);
+            let whole = start.elapsed().as_secs_f64() / done;
+            // What the decode will take, told from what its share of the work is.
+            let left = whole * (1.0 - done) + whole * decode_share;
+            stages.step(Event::Step {
+                stage: Stage::Denoise,
+                done: progress.done,
+                steps: steps.max(progress.done),
+                took,
+                remaining: Some(Duration::from_secs_f64(left.max(0.0))),
+                memory: memory::now(),
+                preview: Some(Latents {
+                    values: progress.denoised,
+                    shape,
+                }),
+                latents: Some(Latents {
+                    values: progress.x,
+                    shape,
+                }),
+            })
+        },
+    );
     stages.end(Stage::Denoise, start)?;
     match result {
         Ok(values) => Ok(LatentBatch { values, shape }),
@@ -168,7 +181,11 @@ fn decode(
     let start = Instant::now();
     let mut pictures = Vec::with_capacity(batch);
     // One at a time: the decoder's memory is the run's peak.
-    for (i, one) in latents.values.chunks_exact(channels * height * width).enumerate() {
+    for (i, one) in latents
+        .values
+        .chunks_exact(channels * height * width)
+        .enumerate()
+    {
         let begun = Instant::now();
         let picture = decoder.decode(
             one,
@@ -186,6 +203,7 @@ fn decode(
             remaining: Some(took * (batch - i - 1) as u32),
             memory: memory::now(),
             preview: None,
+            latents: None,
         };
         if stages.step(event).is_break() {
             return Err(EngineError::Cancelled);
@@ -243,6 +261,7 @@ impl<'a, 'o> Stages<'a, 'o> {
             remaining: Some(each * (steps - done) as u32),
             memory: memory::now(),
             preview: None,
+            latents: None,
         })
     }
 

@@ -42,7 +42,8 @@ impl Estimate {
 
     /// Whether the run fits into the memory that is free; true when that is not known.
     pub fn fits(&self) -> bool {
-        self.available_bytes.is_none_or(|free| self.peak_bytes() <= free)
+        self.available_bytes
+            .is_none_or(|free| self.peak_bytes() <= free)
     }
 }
 
@@ -58,7 +59,9 @@ impl fmt::Display for Estimate {
             gb(self.activation_bytes)
         )?;
         match self.available_bytes {
-            Some(free) if self.fits() => write!(f, "; fits into the {:.1} GB that are free", gb(free)),
+            Some(free) if self.fits() => {
+                write!(f, "; fits into the {:.1} GB that are free", gb(free))
+            }
             Some(free) => write!(
                 f,
                 "; MORE than the {:.1} GB that are free: take a smaller picture, --batch 1 or --vae-tiling on",
@@ -107,7 +110,10 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
     let batch = request.batch as usize * if guided { 2 } else { 1 };
     let step = model.unet.config.cost(batch, height, width, 77);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
-        true => model.vae.config.tiled_decode_cost(1, height, width, Default::default()),
+        true => model
+            .vae
+            .config
+            .tiled_decode_cost(1, height, width, Default::default()),
         false => model.vae.config.decode_cost(1, height, width),
     };
     Ok((step, decode))

@@ -53,7 +53,9 @@ impl PreviewMaker {
         match self.linear.decode(x) {
             Some(image) => Ok(enlarged(&to_picture(image)?, self.enlarge)),
             None => Err(EngineError::Usage {
-                message: format!("found latents of {channels} channels, for which there is no preview"),
+                message: format!(
+                    "found latents of {channels} channels, for which there is no preview"
+                ),
                 hint: "leave --preview out, or give a tiny autoencoder with --taesd".into(),
             }),
         }
@@ -62,7 +64,10 @@ impl PreviewMaker {
 
 /// Each pixel as a square of `factor` pixels.
 fn enlarged(picture: &Picture, factor: usize) -> Picture {
-    let (width, height) = (picture.width as usize * factor, picture.height as usize * factor);
+    let (width, height) = (
+        picture.width as usize * factor,
+        picture.height as usize * factor,
+    );
     let mut rgb = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         for x in 0..width {

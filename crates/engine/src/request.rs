@@ -132,7 +132,9 @@ impl Request {
             && !(low >= 0.0 && low <= high)
         {
             return usage(
-                format!("the guidance interval is {low} to {high}, expected two noise levels, the lower first"),
+                format!(
+                    "the guidance interval is {low} to {high}, expected two noise levels, the lower first"
+                ),
                 "noise levels of Stable Diffusion go from 0 to about 15".into(),
             );
         }

@@ -59,8 +59,13 @@ pub(crate) fn needs_uncond(request: &Request) -> Result<bool, EngineError> {
 /// # Errors
 /// [`EngineError::Usage`] with the nearest names.
 pub fn find_sampler(name: &str) -> Result<&'static SamplerInfo, EngineError> {
-    sampler::find(name)
-        .map_err(|_| unknown("sampler", name, SAMPLERS.iter().map(|s| (s.name, s.aliases))))
+    sampler::find(name).map_err(|_| {
+        unknown(
+            "sampler",
+            name,
+            SAMPLERS.iter().map(|s| (s.name, s.aliases)),
+        )
+    })
 }
 
 /// The schedule of that name or alias.
@@ -80,7 +85,11 @@ pub fn find_rng(name: &str) -> Result<(), EngineError> {
     if aquatint_diffusion::rng::find(name).is_some() {
         return Ok(());
     }
-    Err(unknown("generator", name, RNGS.iter().map(|r| (r.name, r.aliases))))
+    Err(unknown(
+        "generator",
+        name,
+        RNGS.iter().map(|r| (r.name, r.aliases)),
+    ))
 }
 
 fn unknown<'a>(

@@ -3,9 +3,7 @@
 use aquatint_models::Checkpoint;
 use aquatint_models::families::TextUse;
 use aquatint_models::text::prompt::Syntax;
-use aquatint_models::text::{
-    ClipSkip, Conditioner, EncodeOptions, Encoded, Negative, TextEncoder,
-};
+use aquatint_models::text::{ClipSkip, Conditioner, EncodeOptions, Encoded, Negative, TextEncoder};
 use aquatint_ops::Device;
 
 use crate::EngineError;
@@ -26,10 +24,7 @@ pub(crate) fn load(model: &Checkpoint, device: &Device) -> Result<Conditioner, E
 }
 
 /// Encodes a request's prompts. The negative one is needed only where guidance acts.
-pub(crate) fn encode(
-    conditioner: &Conditioner,
-    request: &Request,
-) -> Result<Encoded, EngineError> {
+pub(crate) fn encode(conditioner: &Conditioner, request: &Request) -> Result<Encoded, EngineError> {
     let negative = match &request.negative {
         _ if !crate::schedule::needs_uncond(request)? => Negative::Unused,
         Some(text) => Negative::Text(text),

@@ -7,7 +7,7 @@ mod sd2;
 mod sdxl;
 
 use aquatint_diffusion::schedule::SearchedLevels;
-use aquatint_diffusion::{Prediction, SchedulerConfig};
+use aquatint_diffusion::{Prediction, SchedulerConfig, TimestepSpacing};
 
 use crate::ModelError;
 use crate::text::ClipTextConfig;
@@ -175,20 +175,28 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
 
 /// Whether the file's own words say that it is distilled for one to four steps.
 fn is_turbo(facts: &Facts) -> bool {
-    use aquatint_diffusion::TimestepSpacing::Trailing;
     let trailing = facts.scheduler.as_ref().is_some_and(|s| {
-        s.timestep_spacing == Some(Trailing) && s.rescale_betas_zero_snr != Some(true)
+        s.timestep_spacing == Some(TimestepSpacing::Trailing) && s.rescale_betas_zero_snr != Some(true)
     });
     facts.name.contains("turbo") || (trailing && facts.sample_size == Some(64))
 }
 
-fn scheduler(facts: &Facts, prediction: Prediction) -> SchedulerConfig {
+/// The file's own scheduler configuration, else that of the published models, whose spacing of
+/// timesteps is `spacing` (`None` leaves it to each sampler's class, as SD 1.5's and 2.1's do).
+fn scheduler(
+    facts: &Facts,
+    prediction: Prediction,
+    spacing: Option<TimestepSpacing>,
+) -> SchedulerConfig {
     match &facts.scheduler {
         Some(config) => SchedulerConfig {
             prediction_type: Some(prediction),
             ..config.clone()
         },
-        None => SchedulerConfig::stable_diffusion(prediction),
+        None => SchedulerConfig {
+            timestep_spacing: spacing,
+            ..SchedulerConfig::stable_diffusion(prediction)
+        },
     }
 }
 

@@ -39,7 +39,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: "pndm",
         },
         // diffusers' pipeline mends old configurations.
-        scheduler: scheduler(facts, prediction).in_stable_diffusion_pipeline(),
+        scheduler: scheduler(facts, prediction, None).in_stable_diffusion_pipeline(),
         own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,

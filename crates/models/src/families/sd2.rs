@@ -1,7 +1,7 @@
 //! Stable Diffusion 2.x (Stability AI, 2022): OpenCLIP ViT-H/14, epsilon at 512 or v at 768 pixels.
 
 use aquatint_diffusion::schedule::SearchedLevels;
-use aquatint_diffusion::Prediction;
+use aquatint_diffusion::{Prediction, TimestepSpacing};
 
 use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
 use crate::text::ClipTextConfig;
@@ -43,6 +43,7 @@ fn spec(facts: &Facts) -> Spec {
     // file that says nothing is taken for the more common 768-pixel one.
     let prediction = stored_prediction(facts).unwrap_or(Prediction::V);
     let turbo = is_turbo(facts);
+    let spacing = turbo.then_some(TimestepSpacing::Trailing);
     let small = turbo || prediction == Prediction::Epsilon;
     Spec {
         prediction,
@@ -53,7 +54,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: if turbo { "euler" } else { "ddim" },
         },
         // diffusers' pipeline mends old configurations.
-        scheduler: scheduler(facts, prediction).in_stable_diffusion_pipeline(),
+        scheduler: scheduler(facts, prediction, spacing).in_stable_diffusion_pipeline(),
         own_sampler: None,
         text: TextUse::One,
         zeros_without_negative: false,

@@ -29,10 +29,10 @@ fn detect(facts: &Facts) -> Option<&'static str> {
 fn spec(facts: &Facts) -> Spec {
     let prediction = stored_prediction(facts).unwrap_or(Prediction::Epsilon);
     let turbo = is_turbo(facts);
-    let mut scheduler = scheduler(facts, prediction);
-    if turbo && facts.scheduler.is_none() {
-        scheduler.timestep_spacing = Some(TimestepSpacing::Trailing);
-    }
+    let spacing = match turbo {
+        true => TimestepSpacing::Trailing,
+        false => TimestepSpacing::Leading,
+    };
     Spec {
         prediction,
         defaults: Defaults {
@@ -41,7 +41,7 @@ fn spec(facts: &Facts) -> Spec {
             guidance: if turbo { 0.0 } else { 5.0 },
             sampler: if turbo { "euler_a" } else { "euler" },
         },
-        scheduler,
+        scheduler: scheduler(facts, prediction, Some(spacing)),
         own_sampler: None,
         text: TextUse::Two,
         zeros_without_negative: true,

@@ -1,0 +1,8 @@
+//! The engine against diffusers: whole runs, in every layout a checkpoint comes in.
+//!
+//! One binary, so that the tensors' code is linked once.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+
+mod pipelines;
+mod support;
