@@ -119,9 +119,14 @@ impl Folder {
     }
 }
 
-/// The last part of a path without its weight-file extension.
+/// The last part of a path without its weight-file extension. A link's own name, not that of what it
+/// leads to: the hub's cache links names to hashes.
 pub(crate) fn name_of(path: &Path) -> String {
-    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let full = match path.file_name() {
+        Some(_) => path.to_owned(),
+        // `.` and `..` have no name of their own.
+        None => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+    };
     let name = full.file_name().unwrap_or(full.as_os_str());
     let name = name.to_string_lossy().into_owned();
     match name.strip_suffix(".safetensors") {

@@ -219,6 +219,8 @@ pub(crate) fn text(
         num_hidden_layers: layers.max(1),
         num_attention_heads: heads,
         max_position_embeddings: shapes.axis(&format!("{tokens}.position_embedding.weight"), 0)?,
+        // The last of CLIP's tokens; small vocabularies keep it last.
+        eos_token_id: base.eos_token_id.min(vocab_size.saturating_sub(1) as u32),
         projection: match base.projection {
             Some(_) => Some(shapes.axis("text_projection.weight", 0)?),
             None => None,

@@ -134,11 +134,9 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
     let (config, configured) = match given.as_ref().filter(|f| f.has("unet/config.json")) {
         Some(folder) => (read_config(folder, "unet", UNetConfig::from_json)?, true),
         None => {
-            let pooled = text_layouts[1]
-                .as_ref()
-                .and_then(|l| Shapes::new(&set, l).shape("text_projection.weight"))
-                .map(|s| s[0]);
-            let base = guess(&shapes, open_clip)?.unet();
+            let family = guess(&shapes, open_clip)?;
+            let pooled = pooled_width(&set, &text_layouts, family, options)?;
+            let base = (family.unet)();
             (infer::unet(&shapes, base, pooled)?, false)
         }
     };
@@ -174,7 +172,7 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
 }
 
 /// The family whose published UNet is the base for reading off shapes.
-fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<Guess, ModelError> {
+fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelError> {
     let text_time = shapes.shape("add_embedding.linear_1.weight").is_some();
     let context = [
         "down_blocks.0",
@@ -205,15 +203,26 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<Guess, ModelError> {
         name: String::new(),
         prediction_marker: None,
     };
-    Ok(Guess(crate::families::detect(&facts)?.0))
+    Ok(crate::families::detect(&facts)?.0)
 }
 
-struct Guess(&'static Family);
-
-impl Guess {
-    fn unet(&self) -> UNetConfig {
-        (self.0.unet)()
+/// Width of the pooled text, by the second text encoder: given apart, or the file's own.
+fn pooled_width(
+    set: &WeightSet,
+    layouts: &[Option<Layout>; 2],
+    family: &'static Family,
+    options: &OpenOptions,
+) -> Result<Option<usize>, ModelError> {
+    if (family.text)().len() < 2 {
+        return Ok(None);
     }
+    if let Some(path) = options.text_encoders.get(1) {
+        return Ok(other_text(path, 1, family, options)?.config.projection);
+    }
+    let own = layouts[1]
+        .as_ref()
+        .and_then(|l| Shapes::new(set, l).shape("text_projection.weight"));
+    Ok(own.map(|shape| shape[0]))
 }
 
 fn single_vae(

@@ -4,5 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod determinism;
+mod layouts;
 mod pipelines;
 mod support;

@@ -1,5 +1,6 @@
 //! Runs of the reference cases, and what is held of them.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -104,38 +105,28 @@ pub struct Traced {
     pub latents: Vec<Vec<f32>>,
     pub seeds: Vec<u64>,
     pub pictures: Vec<Picture>,
-    pub warnings: Vec<String>,
 }
 
 pub fn run(model: &Checkpoint, request: &Request) -> Result<Traced, EngineError> {
-    let (mut latents, mut warnings) = (Vec::new(), Vec::new());
-    let device = Device::flex();
-    let made = generate(
-        model,
-        request,
-        &RunOptions::default(),
-        &device,
-        &mut |event| {
-            match event {
-                Event::Step {
-                    stage: Stage::Denoise,
-                    latents: Some(now),
-                    ..
-                } => {
-                    latents.push(now.values.to_vec());
-                }
-                Event::Warning(text) => warnings.push(text),
-                _ => {}
-            }
-            ControlFlow::Continue(())
-        },
-    )?;
+    let mut latents = Vec::new();
+    let mut keep = |event: Event<'_>| {
+        if let Event::Step {
+            stage: Stage::Denoise,
+            latents: Some(now),
+            ..
+        } = event
+        {
+            latents.push(now.values.to_vec());
+        }
+        ControlFlow::Continue(())
+    };
+    let options = RunOptions::default();
+    let made = generate(model, request, &options, &Device::flex(), &mut keep)?;
     let (seeds, pictures) = made.pictures.into_iter().unzip();
     Ok(Traced {
         latents,
         seeds,
         pictures,
-        warnings,
     })
 }
 
@@ -240,4 +231,38 @@ pub fn check_all<'a>(
         failed.join("\n")
     );
     worst
+}
+
+/// A tensor of a file that a test rewrites.
+pub struct Raw {
+    pub dtype: safetensors::Dtype,
+    pub shape: Vec<usize>,
+    pub data: Vec<u8>,
+}
+
+/// Changes the tensors of a file in place.
+pub fn rewrite(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Raw>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: BTreeMap<String, Raw> = file
+        .iter()
+        .map(|(name, view)| {
+            let raw = Raw {
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                data: view.data().to_vec(),
+            };
+            (name.to_owned(), raw)
+        })
+        .collect();
+    change(&mut tensors);
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, raw)| {
+            let shape = raw.shape.clone();
+            let view = safetensors::tensor::TensorView::new(raw.dtype, shape, &raw.data).unwrap();
+            (name.as_str(), view)
+        })
+        .collect();
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
