@@ -8,7 +8,7 @@ use crate::EngineError;
 use crate::network::to_channels_last;
 use crate::picture::Picture;
 use crate::pipeline::RunOptions;
-use crate::request::Tiling;
+use crate::request::{Request, Tiling};
 
 /// Latent positions from which [`Tiling::Auto`] works in tiles: pictures larger than 1024 by 1024 at
 /// 8 pixels a position.
@@ -65,6 +65,11 @@ impl Decoder {
             kind,
             device: device.clone(),
         })
+    }
+
+    /// Whether the pictures of a request are decoded in tiles.
+    pub(crate) fn uses_tiles(&self, request: &Request, height: usize, width: usize) -> bool {
+        matches!(self.kind, Kind::Whole(_)) && uses_tiles(request.vae_tiling, height, width)
     }
 
     /// The picture of one latent `[channels, height, width]`. `stopped` is asked between tiles.

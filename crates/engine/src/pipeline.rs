@@ -85,11 +85,13 @@ pub fn generate(
     }
 
     let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
+    // Before the long loop, so that a fault of the autoencoder is not found at its end. Weights are
+    // mapped: they take no memory until they are used.
+    let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
     let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let latents = denoise(&mut stages, network, &plan, model, request)
         .map_err(|error| blame_weights(error, model))?;
 
-    let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
     let pictures = decode(&mut stages, &decoder, &latents, request)
         .map_err(|error| blame_weights(error, model))?;
     let seeds = request.seeds();
@@ -205,7 +207,8 @@ fn decode(
             preview: None,
             latents: None,
         };
-        if stages.step(event).is_break() {
+        // A tiled decode has told of its tiles.
+        if !decoder.uses_tiles(request, height, width) && stages.step(event).is_break() {
             return Err(EngineError::Cancelled);
         }
     }

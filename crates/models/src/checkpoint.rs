@@ -223,14 +223,27 @@ pub fn load_tiny(path: &Path, device: &Device) -> Result<AutoencoderTiny, ModelE
         Some(folder) => folder.text("config.json")?,
         None => None,
     };
-    let config = match text {
-        Some(json) => TinyConfig::from_json(&json)?,
-        None => TinyConfig::default(),
+    let shape = ["1.weight", "decoder.layers.0.weight"]
+        .iter()
+        .find_map(|name| set.info(name))
+        .map(|info| info.shape.clone());
+    let config = match (text, shape.as_deref()) {
+        (Some(json), _) => TinyConfig::from_json(&json)?,
+        // The first convolution of the decoder tells its width.
+        (None, Some(&[channels, latent_channels, _, _])) => TinyConfig {
+            latent_channels,
+            encoder_channels: channels,
+            decoder_channels: channels,
+            ..TinyConfig::default()
+        },
+        (None, _) => TinyConfig::default(),
     };
     let naming = keys::find_taesd(&keys::names(&set)).ok_or_else(|| ModelError::NotThePart {
         path: path.to_owned(),
         expected: "a tiny autoencoder",
-        found: recognise(&set).unwrap_or("tensors of no known model").to_owned(),
+        found: recognise(&set)
+            .unwrap_or("tensors of no known model")
+            .to_owned(),
     })?;
     let source = CheckpointSource::new(set, Layout::diffusers(), None);
     let params = Params::new(&source, device);
@@ -255,6 +268,9 @@ pub fn recognise(set: &WeightSet) -> Option<&'static str> {
     }
     if any(&|n| n.contains("joint_blocks.")) {
         return Some("a Stable Diffusion 3 transformer");
+    }
+    if keys::find_unet(&names).is_some() {
+        return Some("a UNet alone");
     }
     if keys::find_vae(&names).is_some() {
         return Some("an autoencoder");
