@@ -37,7 +37,10 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for path in entries.flatten().map(|e| e.path()) {
         if path.is_dir() {
             collect(&path, files);
-        } else if path.extension().is_some_and(|e| e == "json" || e == "txt" || e == "safetensors") {
+        } else if path
+            .extension()
+            .is_some_and(|e| e == "json" || e == "txt" || e == "safetensors")
+        {
             println!("cargo::rerun-if-changed={}", path.display());
             files.push(path);
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use aquatint_engine::{MAX_BATCH, MAX_STEPS, SIDES};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 /// Turns noise into images with diffusion models, on your own machine.
@@ -11,12 +12,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
     version,
     about,
     arg_required_else_help = true,
+    // Wide enough for every terminal, and what a pipe gets.
+    max_term_width = 80,
     after_help = "Examples:\n  \
-        aquatint generate \"a red apple\"                       the small model that ships inside\n  \
-        aquatint generate -m sd15.safetensors \"a red apple\" --steps 25 --sampler dpmpp_2m\n  \
-        aquatint generate --from picture.png                  the same picture again\n  \
-        aquatint inspect sd15.safetensors                     what a file holds\n\n\
-        Models are looked up by path, then by name under $AQUATINT_MODELS or ~/.local/share/aquatint/models."
+        aquatint generate \"a red apple\"           the small model that ships inside\n  \
+        aquatint generate \"a red apple\" -m sd15.safetensors --sampler dpmpp_2m\n  \
+        aquatint generate --from picture.png      the same picture again\n  \
+        aquatint inspect sd15.safetensors         what a file holds\n\n\
+        Models are looked up by path, then by name under $AQUATINT_MODELS or\n\
+        ~/.local/share/aquatint/models.\n"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -95,7 +99,7 @@ pub struct GenerateArgs {
     pub output: OutputArgs,
 
     /// Threads to compute with [default: one a core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Running")]
+    #[arg(long, value_name = "N", help_heading = "Running", allow_hyphen_values = true, value_parser = whole(1, 1024))]
     pub threads: Option<u32>,
 
     /// Tell more: the plan, the load report, each step.
@@ -148,15 +152,15 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Picture")]
 pub struct PictureArgs {
     /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = side)]
     pub width: Option<u32>,
 
     /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = side)]
     pub height: Option<u32>,
 
     /// Seed of the noise [default: random, and printed].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = seed)]
     pub seed: Option<u64>,
 
     /// Generator of the noise: torch-cpu gives diffusers' pictures, philox those of CUDA.
@@ -164,11 +168,11 @@ pub struct PictureArgs {
     pub rng: Option<String>,
 
     /// Pictures to make, one after another, with seeds counted up.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = whole(1, 100_000))]
     pub count: u32,
 
     /// Pictures to make at once.
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(MAX_BATCH))]
     pub batch: Option<u32>,
 
     /// Repeat the picture of this PNG; other options change it.
@@ -180,11 +184,11 @@ pub struct PictureArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Steps of the sampler [default: the model's].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(MAX_STEPS))]
     pub steps: Option<u32>,
 
     /// Guidance scale: how closely to follow the prompt; 1 or less is off [default: the model's].
-    #[arg(short, long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "F", allow_hyphen_values = true, value_parser = number(100))]
     pub guidance: Option<f64>,
 
     /// Sampler; see `aquatint samplers` [default: the model's].
@@ -196,19 +200,19 @@ pub struct SamplingArgs {
     pub schedule: Option<String>,
 
     /// Noise that ddim, tcd and others add back, 0 to 1 [default: the sampler's].
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", allow_hyphen_values = true, value_parser = number(1))]
     pub eta: Option<f64>,
 
     /// Rescale of guided predictions, 0 to 1.
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", allow_hyphen_values = true, value_parser = number(1))]
     pub guidance_rescale: Option<f64>,
 
     /// Noise levels between which guidance acts, lowest and highest [default: everywhere].
-    #[arg(long, value_name = "LOW,HIGH", value_parser = interval)]
+    #[arg(long, value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
     pub guidance_interval: Option<(f64, f64)>,
 
     /// Layer of the text encoder counted from the end: 1 is the last, 2 the one before it.
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(12))]
     pub clip_skip: Option<u32>,
 
     /// How the prompt is read.
@@ -224,13 +228,6 @@ pub struct SamplingArgs {
     pub quick_decode: bool,
 }
 
-fn interval(text: &str) -> Result<(f64, f64), String> {
-    let expected = "expected two numbers with a comma between, such as 0.5,10";
-    let (low, high) = text.split_once(',').ok_or(expected)?;
-    let number = |t: &str| t.trim().parse::<f64>().map_err(|_| expected.to_owned());
-    Ok((number(low)?, number(high)?))
-}
-
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
@@ -242,12 +239,12 @@ pub struct OutputArgs {
     #[arg(short, long)]
     pub force: bool,
 
-    /// Write a preview here every few steps.
+    /// Write a preview here every few steps, each over the one before.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub preview: Option<PathBuf>,
 
     /// Steps between previews.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_hyphen_values = true, value_parser = whole(1, MAX_STEPS))]
     pub preview_every: u32,
 
     /// Print one JSON object and nothing else.
@@ -286,4 +283,49 @@ pub struct SamplersArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A whole number between two others.
+fn whole(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    move |text| {
+        let n = text.parse().ok().filter(|n| (least..=most).contains(n));
+        n.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
+    }
+}
+
+/// A number of steps, pictures or layers; the engine says what is usual when it is out of range.
+fn count(most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    move |text| {
+        let n = text.parse();
+        n.map_err(|_| format!("expected a whole number from 1 to {most}"))
+    }
+}
+
+/// A number; the engine says what is usual when it is out of range.
+fn number(most: u32) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync {
+    move |text| {
+        let n = text.parse();
+        n.map_err(|_| format!("expected a number from 0 to {most}"))
+    }
+}
+
+/// A side of the picture. The engine says which number is near.
+fn side(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| {
+        let (least, most) = (SIDES.start(), SIDES.end());
+        format!("expected a multiple of 8 from {least} to {most}")
+    })
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let most = u64::MAX;
+    text.parse()
+        .map_err(|_| format!("expected 0 to {most}; leave it out for a random one"))
+}
+
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let expected = "expected two numbers with a comma between, such as 0.5,10";
+    let (low, high) = text.split_once(',').ok_or(expected)?;
+    let number = |t: &str| t.trim().parse::<f64>().map_err(|_| expected.to_owned());
+    Ok((number(low)?, number(high)?))
 }

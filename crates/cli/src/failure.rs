@@ -36,6 +36,19 @@ impl Failure {
         }
     }
 
+    /// The same failure, of a file that asks for it and not of the command line.
+    pub fn of_file(self, path: &std::path::Path) -> Self {
+        Failure {
+            message: format!("{}: {}", path.display(), self.message),
+            code: if self.code == USAGE {
+                FAILURE
+            } else {
+                self.code
+            },
+            ..self
+        }
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         self.code
@@ -53,8 +66,14 @@ impl Failure {
     }
 }
 
+/// A name in a file or on the command line may hold anything; a terminal sees none of it raw.
 fn one_line(text: &str) -> String {
-    text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+    let parts = text.split(['\n', '\r']).map(str::trim);
+    let line = parts
+        .filter(|p| !p.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    line.replace(char::is_control, "\u{fffd}")
 }
 
 impl From<EngineError> for Failure {

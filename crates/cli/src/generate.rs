@@ -1,110 +1,130 @@
 //! `aquatint generate`.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use aquatint_engine::metadata::Parameters;
-use aquatint_engine::models::{Checkpoint, OpenOptions};
-use aquatint_engine::{
-    Device, Event, PromptSyntax, Request, RunOptions, StageSeconds, Tiling, memory, picture,
-};
+use aquatint_engine::models::{Checkpoint, Location};
+use aquatint_engine::{Device, EngineError, Event, Request, StageSeconds, memory, picture};
 use serde_json::{Value, json};
 
-use crate::args::{DtypeArg, GenerateArgs, ModelArgs, PredictionArg, SyntaxArg, TilingArg};
+use crate::args::GenerateArgs;
 use crate::failure::Failure;
+use crate::job::{self, Job};
 use crate::locate::locate;
-use crate::output::{OutputPattern, check_writable};
 use crate::progress::{self, Progress};
+use crate::setup::{self, Setup};
 
 /// Set by Ctrl-C; looked at after each step.
 static STOP: AtomicBool = AtomicBool::new(false);
-
-/// What the command line comes to, before anything heavy happens.
-struct Job {
-    request: Request,
-    count: u32,
-    /// Place in the batch of the one picture to keep (`--from` a picture of a batch).
-    only: Option<u32>,
-    model_label: Option<String>,
-    dtype: Option<String>,
-    output: OutputPattern,
-}
+/// Set while a picture is written.
+static SAVING: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let started = Instant::now();
+    job::check_early(args)?;
     set_threads(args.threads)?;
-    let from = args.picture.from.as_deref().map(read_from).transpose()?;
-    let model_path = args
-        .model
-        .path
-        .clone()
-        .or_else(|| from.as_ref().and_then(|p| p.model.clone()).map(PathBuf::from));
-    let mut progress = Progress::new(args.output.json, args.verbose > 0);
-    check_request_early(args)?;
-    let location = locate(model_path.as_deref())?;
-    let stored_dtype = from.as_ref().and_then(|p| p.dtype.as_deref());
-    let (options, dtype) = open_options(&args.model, stored_dtype);
-    let model = Checkpoint::open(&location, &options).map_err(engine)?;
-    let job = job(args, from, &model, model_path, dtype)?;
-    let plan = aquatint_engine::estimate(&model, &job.request)?;
-    check_outputs(&job, &model, args.output.force)?;
-    check_preview(args)?;
+    let from = args
+        .picture
+        .from
+        .as_deref()
+        .map(setup::read_from)
+        .transpose()?;
+    let setup = Setup::new(args, from.as_ref())?;
+    let (location, model_path) = find_model(args, from.as_ref())?;
+    let model = Checkpoint::open(&location, &setup.open).map_err(EngineError::from)?;
+    setup.check_model(&location, &model)?;
+    let job = job::new(args, from, &model, model_path, setup)?;
+    let plan = aquatint_engine::estimate(&model, &job.request)
+        .map_err(|e| job::blame_picture(args, e.into()))?;
+    job.check_outputs(args, &model)?;
     listen_for_ctrl_c();
-    announce(&progress, &model, &job, &plan, args.verbose);
 
-    let run_options = RunOptions {
-        tiny: args.model.taesd.clone(),
-        quick_decode: args.sampling.quick_decode,
-    };
+    let mut progress = Progress::new(args.output.json, args.verbose > 0);
+    announce(&progress, &model, &job, &plan, args.verbose);
     let mut done = Done::default();
-    let device = Device::flex();
     for i in 0..job.count {
         let step = u64::from(job.request.batch) * u64::from(i);
         let request = Request {
             seed: job.request.seed.wrapping_add(step),
             ..job.request.clone()
         };
-        let mut preview = Preview::new(args, &model, &run_options, &device)?;
-        let mut failed = None;
-        let result = aquatint_engine::generate(&model, &request, &run_options, &device, &mut |event| {
-            progress.event(&event);
-            if let Err(failure) = preview.event(&event) {
-                failed = Some(failure);
-                return ControlFlow::Break(());
-            }
-            match STOP.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        });
-        progress.finish();
-        if let Some(failure) = failed {
-            return Err(failure);
+        if job.count > 1 {
+            progress.line(&format!(
+                "run {} of {}, seed {}",
+                i + 1,
+                job.count,
+                request.seed
+            ));
         }
-        let run = result?;
+        let run = one_run(args, &job, &request, &model, &mut progress)?;
         if i == 0 && args.verbose > 0 {
             report_loading(&progress, &model);
         }
         save(&job, &request, &model, run, args, &progress, &mut done)?;
     }
     if args.output.json {
-        return crate::print_json(&summary(&job, &model, &done, started));
+        return crate::print_json(&summary(args, &job, &model, &done, &progress, started));
     }
-    let total = started.elapsed();
-    let peak = memory::now().peak_resident;
     progress.line(&format!(
         "done in {}, {} at most",
-        progress::seconds(total),
-        progress::bytes(peak)
+        progress::seconds(started.elapsed()),
+        progress::bytes(memory::now().peak_resident)
     ));
     Ok(())
 }
 
-fn engine(error: aquatint_engine::models::ModelError) -> Failure {
-    Failure::from(aquatint_engine::EngineError::from(error))
+/// The model of the command line, else the picture's, else the one inside.
+fn find_model(
+    args: &GenerateArgs,
+    from: Option<&Parameters>,
+) -> Result<(Location, Option<PathBuf>), Failure> {
+    if let Some(path) = &args.model.path {
+        return Ok((locate(Some(path))?, Some(path.clone())));
+    }
+    let Some(model) = from.and_then(|p| p.model.as_deref()) else {
+        return Ok((locate(None)?, None));
+    };
+    let path = PathBuf::from(model);
+    let location = locate(Some(&path)).map_err(|_| {
+        Failure::new(
+            format!("the picture was made with the model {model}, which is not there"),
+            "say where it is now: -m PATH",
+        )
+    })?;
+    Ok((location, Some(path)))
+}
+
+fn one_run(
+    args: &GenerateArgs,
+    job: &Job,
+    request: &Request,
+    model: &Checkpoint,
+    progress: &mut Progress,
+) -> Result<aquatint_engine::Run, Failure> {
+    let device = Device::flex();
+    let options = &job.setup.run;
+    let mut preview = Preview::new(args, model, job, &device)?;
+    let mut failed = None;
+    let result = aquatint_engine::generate(model, request, options, &device, &mut |event| {
+        progress.event(&event);
+        if let Err(failure) = preview.event(&event) {
+            failed = Some(failure);
+            return ControlFlow::Break(());
+        }
+        match STOP.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    progress.finish();
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(result?),
+    }
 }
 
 fn set_threads(threads: Option<u32>) -> Result<(), Failure> {
@@ -114,194 +134,19 @@ fn set_threads(threads: Option<u32>) -> Result<(), Failure> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(n as usize)
         .build_global()
-        .map_err(|e| Failure::new(format!("cannot start {n} threads: {e}"), "use fewer --threads"))
-}
-
-fn read_from(path: &Path) -> Result<Parameters, Failure> {
-    let text = picture::read_parameters(path)?.ok_or_else(|| {
-        Failure::new(
-            format!("{}: the picture carries no parameters", path.display()),
-            "give a PNG that Aquatint or AUTOMATIC1111 wrote, not edited since",
-        )
-    })?;
-    Parameters::from_text(&text).map_err(|message| {
-        Failure::new(
-            format!("{}: {message}", path.display()),
-            "give a PNG that Aquatint or AUTOMATIC1111 wrote, not edited since",
-        )
-    })
-}
-
-/// What is wrong with the command line is said before any file is opened.
-fn check_request_early(args: &GenerateArgs) -> Result<(), Failure> {
-    let sides = (args.picture.width, args.picture.height);
-    let probe = Request {
-        width: sides.0.unwrap_or(512),
-        height: sides.1.unwrap_or(512),
-        steps: args.sampling.steps.unwrap_or(1),
-        guidance: args.sampling.guidance.unwrap_or(1.0),
-        guidance_rescale: args.sampling.guidance_rescale.unwrap_or(0.0),
-        sampler: args.sampling.sampler.clone().unwrap_or_else(|| "euler".into()),
-        batch: args.picture.batch.unwrap_or(1),
-        clip_skip: args.sampling.clip_skip,
-        eta: args.sampling.eta,
-        ..Request::default()
-    };
-    probe.check()?;
-    aquatint_engine::find_sampler(&probe.sampler)?;
-    if let Some(schedule) = &args.sampling.schedule {
-        aquatint_engine::find_schedule(schedule)?;
-    }
-    if let Some(rng) = &args.picture.rng {
-        aquatint_engine::find_rng(rng)?;
-    }
-    Ok(())
-}
-
-fn open_options(args: &ModelArgs, stored: Option<&str>) -> (OpenOptions, Option<String>) {
-    use aquatint_engine::models::Storage;
-    use aquatint_engine::diffusion::Prediction;
-    let name = match args.dtype {
-        DtypeArg::Auto => stored,
-        DtypeArg::F32 => Some("f32"),
-        DtypeArg::F16 => Some("f16"),
-        DtypeArg::Bf16 => Some("bf16"),
-    };
-    let storage = match name {
-        Some("f32") => Some(Storage::F32),
-        Some("f16") => Some(Storage::F16),
-        Some("bf16") => Some(Storage::Bf16),
-        _ => None,
-    };
-    let options = OpenOptions {
-        storage,
-        vae: args.vae.clone(),
-        text_encoders: args.text_encoder.clone(),
-        tokenizers: args.tokenizer.clone(),
-        config: args.config.clone(),
-        variant: args.variant.clone(),
-        prediction: args.prediction.map(|p| match p {
-            PredictionArg::Epsilon => Prediction::Epsilon,
-            PredictionArg::V => Prediction::V,
-            PredictionArg::Sample => Prediction::Sample,
-        }),
-    };
-    (options, name.map(str::to_owned))
-}
-
-/// The command line over the picture's own parameters over the model's defaults.
-fn job(
-    args: &GenerateArgs,
-    from: Option<Parameters>,
-    model: &Checkpoint,
-    model_path: Option<PathBuf>,
-    dtype: Option<String>,
-) -> Result<Job, Failure> {
-    let defaults = &model.spec.defaults;
-    let side = model.default_size();
-    let repeated = from.is_some();
-    let batch_index = from.as_ref().map(|p| p.batch_index);
-    let base = from.map_or_else(
-        || Request {
-            width: side,
-            height: side,
-            steps: defaults.steps,
-            guidance: defaults.guidance,
-            sampler: model.default_sampler().to_owned(),
-            seed: random_seed(),
-            ..Request::default()
-        },
-        |p| p.request,
-    );
-    let (picture, sampling) = (&args.picture, &args.sampling);
-    // A new seed or batch makes other pictures, of which none is the old one.
-    let same_batch = picture.seed.is_none() && picture.batch.is_none() && picture.count == 1;
-    let request = Request {
-        prompt: args.prompt.clone().unwrap_or(base.prompt),
-        negative: args.negative.clone().or(base.negative),
-        width: picture.width.unwrap_or(base.width),
-        height: picture.height.unwrap_or(base.height),
-        steps: sampling.steps.unwrap_or(base.steps),
-        guidance: sampling.guidance.unwrap_or(base.guidance),
-        guidance_rescale: sampling.guidance_rescale.unwrap_or(base.guidance_rescale),
-        guidance_interval: sampling.guidance_interval.or(base.guidance_interval),
-        sampler: sampling.sampler.clone().unwrap_or(base.sampler),
-        schedule: sampling.schedule.clone().or(base.schedule),
-        seed: picture.seed.unwrap_or(base.seed),
-        rng: picture.rng.clone().unwrap_or(base.rng),
-        batch: picture.batch.unwrap_or(base.batch),
-        clip_skip: sampling.clip_skip.or(base.clip_skip),
-        eta: sampling.eta.or(base.eta),
-        vae_tiling: sampling.vae_tiling.map_or(base.vae_tiling, |t| match t {
-            TilingArg::Auto => Tiling::Auto,
-            TilingArg::On => Tiling::On,
-            TilingArg::Off => Tiling::Off,
-        }),
-        prompt_syntax: sampling.prompt_syntax.map_or(base.prompt_syntax, |s| match s {
-            SyntaxArg::Weighted => PromptSyntax::Weighted,
-            SyntaxArg::Plain => PromptSyntax::Plain,
-        }),
-    };
-    request.check()?;
-    let only = batch_index.filter(|_| repeated && same_batch && request.batch > 1);
-    let many = picture.count > 1 || (request.batch > 1 && only.is_none());
-    Ok(Job {
-        request,
-        count: picture.count,
-        only,
-        model_label: model_path.map(|p| {
-            // A name in the model directory stays a name, so that the picture can move.
-            p.canonicalize().unwrap_or(p).to_string_lossy().into_owned()
-        }),
-        dtype,
-        output: OutputPattern::new(args.output.output.as_deref(), many)?,
-    })
-}
-
-/// A seed that nobody chose: the time and the process, mixed.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library seeds its hashers from the system's randomness.
-    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    // Small enough to type.
-    hasher.finish() >> 32
-}
-
-/// Places in a batch whose pictures are kept.
-fn kept(job: &Job) -> Vec<u32> {
-    match job.only {
-        Some(i) => vec![i],
-        None => (0..job.request.batch).collect(),
-    }
-}
-
-fn check_outputs(job: &Job, model: &Checkpoint, force: bool) -> Result<(), Failure> {
-    let mut index = 0;
-    for i in 0..job.count {
-        for place in kept(job) {
-            let offset = u64::from(i) * u64::from(job.request.batch) + u64::from(place);
-            let seed = job.request.seed.wrapping_add(offset);
-            let path = job.output.free_path(seed, index, &model.name, force);
-            check_writable(&path, force)?;
-            index += 1;
-        }
-    }
-    Ok(())
-}
-
-fn check_preview(args: &GenerateArgs) -> Result<(), Failure> {
-    match &args.output.preview {
-        // A preview is made to be written over.
-        Some(path) => check_writable(path, true),
-        None => Ok(()),
-    }
+        .map_err(|e| {
+            Failure::new(
+                format!("cannot start {n} threads: {e}"),
+                "use fewer --threads",
+            )
+        })
 }
 
 fn listen_for_ctrl_c() {
     let handler = || {
-        if STOP.swap(true, Ordering::Relaxed) {
-            // Asked twice: leave at once. Pictures are renamed into place whole, so none is half there.
+        let twice = STOP.swap(true, Ordering::Relaxed);
+        // Asked twice: leave at once, but not in the middle of a file.
+        if twice && !SAVING.load(Ordering::Relaxed) {
             std::process::exit(i32::from(crate::failure::INTERRUPTED));
         }
     };
@@ -318,8 +163,18 @@ fn announce(
 ) {
     let r = &job.request;
     progress.line(&format!(
-        "{} ({}), {}x{}, {} steps of {}, guidance {}, seed {}",
-        model.name, model.family.title, r.width, r.height, r.steps, r.sampler, r.guidance, r.seed
+        "{} ({}), {}x{}, {} of {}, guidance {}, seed {}",
+        model.name,
+        model.family.title,
+        r.width,
+        r.height,
+        match r.steps {
+            1 => "1 step".to_owned(),
+            n => format!("{n} steps"),
+        },
+        r.sampler,
+        r.guidance,
+        r.seed
     ));
     if verbose > 0 {
         progress.line(&format!("recognised by {}", model.spec.why));
@@ -354,21 +209,32 @@ fn save(
 ) -> Result<(), Failure> {
     done.seconds.add(&run.seconds);
     let start = Instant::now();
-    let keep = kept(job);
+    let keep = job.kept();
     for (place, (seed, picture)) in (0u32..).zip(&run.pictures) {
         if !keep.contains(&place) {
             continue;
         }
         let index = done.files.len() as u32;
-        let path = job.output.free_path(*seed, index, &model.name, args.output.force);
+        let path = job
+            .output
+            .free_path(*seed, index, &model.name, args.output.force);
         let parameters = Parameters {
             request: request.clone(),
             batch_index: place,
             model: job.model_label.clone(),
-            dtype: job.dtype.clone(),
+            dtype: job.setup.dtype().map(str::to_owned),
+            parts: job.setup.parts(),
             version: format!("aquatint {}", env!("CARGO_PKG_VERSION")),
         };
-        picture::save(&path, picture, Some(&parameters.to_text()), args.output.force)?;
+        SAVING.store(true, Ordering::Relaxed);
+        let saved = picture::save(
+            &path,
+            picture,
+            Some(&parameters.to_text()),
+            args.output.force,
+        );
+        SAVING.store(false, Ordering::Relaxed);
+        saved?;
         progress.line(&format!("wrote {} (seed {seed})", path.display()));
         done.files.push(path);
         done.seeds.push(*seed);
@@ -377,13 +243,39 @@ fn save(
     Ok(())
 }
 
-fn summary(job: &Job, model: &Checkpoint, done: &Done, started: Instant) -> Value {
+fn summary(
+    args: &GenerateArgs,
+    job: &Job,
+    model: &Checkpoint,
+    done: &Done,
+    progress: &Progress,
+    started: Instant,
+) -> Value {
     let memory = memory::now();
+    let open = &job.setup.open;
     let mut parameters = serde_json::to_value(&job.request).unwrap_or(Value::Null);
     if let Some(map) = parameters.as_object_mut() {
-        map.insert("count".into(), job.count.into());
-        map.insert("dtype".into(), job.dtype.as_deref().unwrap_or("auto").into());
-        map.insert("model".into(), job.model_label.as_deref().unwrap_or(&model.name).into());
+        let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+        put("count", job.count.into());
+        put("dtype", job.setup.dtype().unwrap_or("auto").into());
+        put(
+            "model",
+            job.model_label.as_deref().unwrap_or(&model.name).into(),
+        );
+        put("prediction", json!(model.spec.prediction));
+        put("vae", json!(open.vae));
+        put("text_encoder", json!(open.text_encoders));
+        put("tokenizer", json!(open.tokenizers));
+        put("config", json!(open.config));
+        put("variant", json!(open.variant));
+        put("taesd", json!(job.setup.run.tiny));
+        put("quick_decode", job.setup.run.quick_decode.into());
+        put(
+            "threads",
+            args.threads
+                .map_or_else(rayon::current_num_threads, |n| n as usize)
+                .into(),
+        );
     }
     let files: Vec<String> = done.files.iter().map(|p| p.display().to_string()).collect();
     json!({
@@ -402,6 +294,7 @@ fn summary(job: &Job, model: &Checkpoint, done: &Done, started: Instant) -> Valu
         },
         "peak_memory_bytes": memory.peak_resident,
         "live_bytes": memory.live,
+        "warnings": progress.warnings(),
         "version": env!("CARGO_PKG_VERSION"),
     })
 }
@@ -417,12 +310,16 @@ impl Preview {
     fn new(
         args: &GenerateArgs,
         model: &Checkpoint,
-        options: &RunOptions,
+        job: &Job,
         device: &Device,
     ) -> Result<Self, Failure> {
         let path = args.output.preview.clone();
         let maker = match &path {
-            Some(_) => Some(aquatint_engine::PreviewMaker::new(model, options, device)?),
+            Some(_) => Some(aquatint_engine::PreviewMaker::new(
+                model,
+                &job.setup.run,
+                device,
+            )?),
             None => None,
         };
         Ok(Preview {

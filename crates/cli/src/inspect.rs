@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use aquatint_engine::models::{Checkpoint, Location, OpenOptions, recognise};
+use aquatint_engine::models::{Checkpoint, Location, ModelError, OpenOptions, recognise};
 use aquatint_engine::weights::{Inspection, WeightSet};
 use aquatint_engine::{EngineError, metadata::Parameters, picture};
 use serde_json::{Value, json};
@@ -12,16 +12,23 @@ use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::progress::bytes;
 
+/// What diffusers calls the weights of a component.
+const STEMS: &[&str] = &["diffusion_pytorch_model", "model"];
+
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if is_png(&args.file) {
         return inspect_picture(args);
     }
-    if args.file.is_dir() {
+    let set = if !args.file.is_dir() {
+        WeightSet::open(&args.file)
+    } else if args.file.join("model_index.json").is_file() || args.file.join("unet").is_dir() {
         return inspect_folder(args);
-    }
-    let set = WeightSet::open(&args.file)
-        .map_err(|e| Failure::from(EngineError::from(aquatint_engine::models::ModelError::from(e))))?;
+    } else {
+        // One component of a model.
+        WeightSet::open_component(&args.file, STEMS, None)
+    };
+    let set = set.map_err(|e| Failure::from(EngineError::from(ModelError::from(e))))?;
     let inspection = set.inspect();
     let location = Location::Path(args.file.clone());
     let model = Checkpoint::open(&location, &OpenOptions::default());
@@ -202,7 +209,11 @@ fn component_of(tensor: &str) -> &str {
     ];
     PREFIXES
         .iter()
-        .find(|p| tensor.strip_prefix(**p).is_some_and(|rest| rest.starts_with('.')))
+        .find(|p| {
+            tensor
+                .strip_prefix(**p)
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
         .copied()
         .unwrap_or_else(|| tensor.split_once('.').map_or(tensor, |(head, _)| head))
 }
@@ -222,7 +233,13 @@ fn write_inspection(text: &mut String, i: &Inspection, parts: &[Component], tens
         types.join(", ")
     );
     for file in &i.files {
-        let _ = writeln!(text, "  file {} ({}, {})", file.path.display(), file.format, bytes(file.bytes));
+        let _ = writeln!(
+            text,
+            "  file {} ({}, {})",
+            file.path.display(),
+            file.format,
+            bytes(file.bytes)
+        );
         for (key, value) in &file.metadata {
             let short: String = value.chars().take(100).collect();
             let _ = writeln!(text, "    {key}: {short}");

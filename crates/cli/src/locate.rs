@@ -27,8 +27,8 @@ pub fn locate(model: Option<&Path>) -> Result<Location, Failure> {
     if model.exists() {
         return Ok(Location::Path(model.to_owned()));
     }
-    let is_name = model.components().count() == 1;
-    if let (true, Some(folder)) = (is_name, model_directory()) {
+    let folder = model_directory().filter(|_| model.is_relative());
+    if let Some(folder) = &folder {
         let candidates = [
             folder.join(model),
             folder.join(format!("{}.safetensors", model.display())),
@@ -36,20 +36,48 @@ pub fn locate(model: Option<&Path>) -> Result<Location, Failure> {
         if let Some(found) = candidates.into_iter().find(|p| p.exists()) {
             return Ok(Location::Path(found));
         }
-        if model == Path::new(default_model::NAME) {
-            return Ok(default_model::location());
-        }
-        return Err(Failure::new(
-            format!(
-                "{}: no such file or folder, here or in {}",
-                model.display(),
-                folder.display()
-            ),
-            "`aquatint models` lists what is there; give a diffusers folder or a .safetensors file",
-        ));
     }
+    if model == Path::new(default_model::NAME) {
+        return Ok(default_model::location());
+    }
+    let name = model.to_string_lossy();
+    let place = match &folder {
+        Some(folder) if model.components().count() == 1 => {
+            format!(", here or in {}", folder.display())
+        }
+        _ => String::new(),
+    };
+    let hint = match nearest(&name, folder.as_deref()) {
+        Some(near) => format!("did you mean {near}? `aquatint models` lists what is there"),
+        None => {
+            "give a diffusers folder, a .safetensors file, or a name that `aquatint models` lists"
+                .to_owned()
+        }
+    };
     Err(Failure::new(
-        format!("{}: no such file or folder", model.display()),
-        "give a diffusers folder or a .safetensors file",
+        format!("{name}: no such file or folder{place}"),
+        hint,
     ))
+}
+
+/// The name of a model that looks much like `name`.
+fn nearest(name: &str, folder: Option<&Path>) -> Option<String> {
+    const ALIKE: f64 = 0.85;
+    let entries = folder.and_then(|f| std::fs::read_dir(f).ok());
+    let names = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned());
+    names
+        .chain([default_model::NAME.to_owned()])
+        .map(|n| {
+            (
+                strsim::jaro_winkler(&name.to_lowercase(), &n.to_lowercase()),
+                n,
+            )
+        })
+        .filter(|(score, _)| *score >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, n)| n)
 }

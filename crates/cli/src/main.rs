@@ -5,27 +5,32 @@ mod default_model;
 mod failure;
 mod generate;
 mod inspect;
+mod job;
 mod locate;
 mod models;
 mod output;
 mod progress;
 mod samplers;
+mod setup;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use args::{Cli, Command};
 use failure::Failure;
 
 /// Counts live allocations, for the memory figures of a run.
 #[global_allocator]
-static ALLOCATOR: cap::Cap<std::alloc::System> =
-    cap::Cap::new(std::alloc::System, usize::MAX);
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 fn main() -> ExitCode {
     aquatint_engine::memory::set_live_probe(|| ALLOCATOR.allocated() as u64);
-    let cli = Cli::parse();
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Models(args) => models::run(&args),

@@ -21,7 +21,11 @@ pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
     };
     let mut rows = Vec::new();
     if args.path.is_none() {
-        rows.push(row(default_model::NAME.into(), None, &default_model::location()));
+        rows.push(row(
+            default_model::NAME.into(),
+            None,
+            &default_model::location(),
+        ));
     }
     if let Some(folder) = &folder {
         for path in paths(folder)? {
@@ -70,7 +74,13 @@ fn row(name: String, path: Option<PathBuf>, location: &Location) -> Value {
                 "sampler": model.default_sampler(),
             })
         }
-        Err(error) => json!({ "name": name, "path": path, "error": error.to_string() }),
+        Err(error) => {
+            let error = error.to_string();
+            // The row begins with the name already.
+            let own = path.as_ref().map(|p| format!("{}: ", p.display()));
+            let short = own.and_then(|own| error.strip_prefix(&own).map(str::to_owned));
+            json!({ "name": name, "path": path, "error": short.unwrap_or(error) })
+        }
     }
 }
 
@@ -108,7 +118,11 @@ fn sizes(model: &Checkpoint) -> Sizes {
 
 fn print_table(rows: &[Value], folder: Option<&Path>) -> Result<(), Failure> {
     let text_of = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    let width = rows.iter().map(|r| text_of(r, "name").chars().count()).max().unwrap_or(0);
+    let width = rows
+        .iter()
+        .map(|r| text_of(r, "name").chars().count())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     for row in rows {
         let name = text_of(row, "name");

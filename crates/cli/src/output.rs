@@ -23,28 +23,44 @@ impl OutputPattern {
                 ours: true,
             });
         };
-        let text = output.to_str().ok_or_else(|| {
-            Failure::usage("--output is not valid UTF-8", "give a name in UTF-8")
-        })?;
-        if text.is_empty() {
-            return Err(Failure::usage("--output is empty", "give a file or a folder"));
+        let text = output
+            .to_str()
+            .ok_or_else(|| Failure::usage("--output is not valid UTF-8", "give a name in UTF-8"))?;
+        if text.is_empty() || text == "-" {
+            let found = if text.is_empty() { "empty" } else { "-" };
+            return Err(Failure::usage(
+                format!("--output is {found}, expected a file or a folder"),
+                "pictures are written to files only",
+            ));
         }
-        if output.is_dir() || text.ends_with(std::path::MAIN_SEPARATOR) {
-            let pattern = output.join(DEFAULT_NAME).to_string_lossy().into_owned();
+        // A folder whose name has a % in it is taken by its name.
+        if output.is_dir() {
+            let folder = text
+                .trim_end_matches(std::path::MAIN_SEPARATOR)
+                .replace('%', "%%");
             return Ok(OutputPattern {
-                pattern,
+                pattern: format!("{folder}/{DEFAULT_NAME}"),
                 ours: true,
             });
         }
-        let (stem, extension) = match output.extension().and_then(|e| e.to_str()) {
-            Some(e) if e.eq_ignore_ascii_case("png") => (&text[..text.len() - 4], &text[text.len() - 4..]),
-            Some(e) if e.len() <= 5 && !e.contains('%') => {
-                return Err(Failure::usage(
-                    format!("--output ends in .{e}, expected .png"),
-                    "pictures are written as PNG, which carries their parameters",
-                ));
+        if text.ends_with(std::path::MAIN_SEPARATOR) {
+            return Ok(OutputPattern {
+                pattern: format!("{text}{DEFAULT_NAME}"),
+                ours: true,
+            });
+        }
+        let extension = output
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default();
+        let (stem, extension) = if extension.eq_ignore_ascii_case("png") {
+            text.split_at(text.len() - 4)
+        } else {
+            // The 5 of "v1.5" is no format.
+            if is_format(extension) {
+                check_png("--output", output)?;
             }
-            _ => (text, ".png"),
+            (text, ".png")
         };
         let differs = stem.contains("%seed") || stem.contains("%index");
         let number = if many && !differs { "-%index" } else { "" };
@@ -93,31 +109,28 @@ impl OutputPattern {
     }
 }
 
-/// Finds out before a long run whether its picture could be written.
-pub fn check_writable(path: &Path, force: bool) -> Result<(), Failure> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
+/// Whether the end of a name is meant as a file format.
+fn is_format(extension: &str) -> bool {
+    extension.len() <= 5 && extension.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Pictures are PNG files whatever they are called, so other names are refused.
+pub fn check_png(flag: &str, path: &Path) -> Result<(), Failure> {
+    let extension = path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
+    if extension.eq_ignore_ascii_case("png") {
+        return Ok(());
+    }
+    let found = match extension {
+        "" => "has no extension".to_owned(),
+        other => format!("ends in .{other}"),
     };
-    if !folder.is_dir() {
-        return Err(Failure::new(
-            format!("{}: the folder {} is not there", path.display(), folder.display()),
-            format!("make it first: mkdir -p {}", folder.display()),
-        ));
-    }
-    if path.is_dir() {
-        return Err(Failure::new(
-            format!("{}: is a folder, expected a name for a file", path.display()),
-            "add a file name".to_owned(),
-        ));
-    }
-    if path.exists() && !force {
-        return Err(Failure::new(
-            format!("{}: the file is already there", path.display()),
-            "use --force to write over it, or another name".to_owned(),
-        ));
-    }
-    Ok(())
+    Err(Failure::usage(
+        format!("{flag} {}: {found}, expected .png", path.display()),
+        "pictures are written as PNG, which carries their parameters",
+    ))
 }
 
 #[cfg(test)]
@@ -140,6 +153,32 @@ mod tests {
 
     #[test]
     fn other_formats_are_refused() {
-        assert!(OutputPattern::new(Some(Path::new("a.jpg")), false).is_err());
+        for name in ["a.jpg", "a.WEBP", "-", "", "a/b.gif"] {
+            let pattern = OutputPattern::new(Some(Path::new(name)), false);
+            assert!(pattern.is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_without_a_format_get_one() {
+        for (name, want) in [
+            ("apple", "apple.png"),
+            ("v1.5", "v1.5.png"),
+            ("a.%seed", "a.7.png"),
+            ("a.PNG", "a.PNG"),
+            ("d/", "d/m-7.png"),
+        ] {
+            let pattern = OutputPattern::new(Some(Path::new(name)), false).unwrap();
+            assert_eq!(pattern.path(7, 0, "m"), PathBuf::from(want));
+        }
+    }
+
+    #[test]
+    fn a_folder_is_taken_by_its_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("50% %seed");
+        std::fs::create_dir(&folder).unwrap();
+        let pattern = OutputPattern::new(Some(&folder), false).unwrap();
+        assert_eq!(pattern.path(7, 0, "m"), folder.join("m-7.png"));
     }
 }

@@ -15,6 +15,7 @@ pub struct Progress {
     shape: Shape,
     verbose: bool,
     last_plain: Option<Instant>,
+    warnings: Vec<String>,
 }
 
 enum Shape {
@@ -30,9 +31,12 @@ impl Progress {
             Shape::Quiet
         } else if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix:>18} {bar:24} {pos}/{len} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{spinner} {prefix} {wide_bar} {pos}/{len} {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
+            // A step may take long; the spinner shows that the program lives.
+            bar.enable_steady_tick(Duration::from_millis(120));
             Shape::Bar(bar)
         } else {
             Shape::Plain
@@ -41,7 +45,13 @@ impl Progress {
             shape,
             verbose,
             last_plain: None,
+            warnings: Vec::new(),
         }
+    }
+
+    /// Warnings so far, each once.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Prints a line that stays.
@@ -71,7 +81,20 @@ impl Progress {
                     self.line(&format!("{}: {}", stage.label(), seconds(*took)));
                 }
             }
-            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Warning(text) => self.warn(text),
+        }
+    }
+
+    /// A warning of a run is also one of the next run.
+    fn warn(&mut self, text: &str) {
+        const LONGEST: usize = 300;
+        let mut short: String = text.chars().take(LONGEST).collect();
+        if short.len() < text.len() {
+            short.push_str("...");
+        }
+        if !self.warnings.contains(&short) {
+            self.line(&format!("warning: {short}"));
+            self.warnings.push(short);
         }
     }
 
@@ -95,7 +118,11 @@ impl Progress {
         memory: Memory,
     ) {
         let left = remaining.map_or(String::new(), |r| format!(", {} left", clock(r)));
-        let text = format!("{} a step{left}, {} in use", seconds(took), bytes(memory.resident));
+        let text = format!(
+            "{} a step{left}, {} in use",
+            seconds(took),
+            bytes(memory.resident)
+        );
         match &self.shape {
             Shape::Quiet => {}
             Shape::Bar(bar) => {

@@ -16,11 +16,21 @@ pub fn run(args: &SamplersArgs) -> Result<(), Failure> {
     }
     let mut text = String::from("Samplers (--sampler)\n");
     for s in SAMPLERS {
-        let kind = if s.stochastic { "stochastic" } else { "deterministic" };
+        let kind = if s.stochastic {
+            "stochastic"
+        } else {
+            "deterministic"
+        };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {:<14} {:<13} {}", s.name, kind, s.summary);
         if !s.aliases.is_empty() {
-            let _ = writeln!(text, "  {:<14} {:<13} also: {}", "", "", s.aliases.join(", "));
+            let _ = writeln!(
+                text,
+                "  {:<14} {:<13} also: {}",
+                "",
+                "",
+                s.aliases.join(", ")
+            );
         }
     }
     text.push_str("\nSchedules (--schedule)\n");

@@ -47,6 +47,21 @@ const SCHEDULE_LABELS: &[(&str, &str)] = &[
     ("align_your_steps", "Align Your Steps"),
 ];
 
+/// Keys of [`Parameters::parts`]. AUTOMATIC1111 has none of these.
+pub const PARTS: &[&str] = &[
+    "VAE path",
+    "Text encoder path",
+    "Tokenizer path",
+    "Config path",
+    "Variant",
+    "Prediction",
+    "Quick decode path",
+];
+
+/// Keys for prompts that would read as something else where AUTOMATIC1111 puts them, such as one with
+/// a line that begins with `Negative prompt:`.
+const EXACT: [&str; 2] = ["Exact prompt", "Exact negative prompt"];
+
 /// A request together with what it was run with, as a picture carries it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
@@ -58,6 +73,8 @@ pub struct Parameters {
     pub model: Option<String>,
     /// Storage of the weights, when it was not as stored.
     pub dtype: Option<String>,
+    /// What was given beside the model, such as an autoencoder's path: keys of [`PARTS`] and values.
+    pub parts: Vec<(String, String)>,
     /// The version that made the picture.
     pub version: String,
 }
@@ -136,17 +153,27 @@ impl Parameters {
         if let Some(dtype) = &self.dtype {
             pairs.push(("Weights", dtype.clone()));
         }
+        for (key, value) in &self.parts {
+            pairs.push((key, value.clone()));
+        }
         // An empty negative prompt is written, so that it differs from none at all.
         let negative = match &r.negative {
             Some(text) => format!("\n{NEGATIVE}{text}"),
             None => String::new(),
         };
+        let head = format!("{}{negative}", r.prompt);
+        if split_negative(&head) != (r.prompt.clone(), r.negative.clone()) {
+            pairs.push((EXACT[0], r.prompt.clone()));
+            if let Some(negative) = &r.negative {
+                pairs.push((EXACT[1], negative.clone()));
+            }
+        }
         pairs.push(("Version", self.version.clone()));
         let pairs: Vec<String> = pairs
             .into_iter()
             .map(|(key, value)| format!("{key}: {}", quoted(&value)))
             .collect();
-        format!("{}{negative}\n{}", r.prompt, pairs.join(", "))
+        format!("{head}\n{}", pairs.join(", "))
     }
 
     /// Reads the text of a `parameters` chunk, ours or AUTOMATIC1111's.
@@ -159,13 +186,16 @@ impl Parameters {
             _ if text.starts_with("Steps: ") => ("", text.trim_end()),
             _ => return Err("found no line that begins with \"Steps:\"".into()),
         };
-        let (prompt, negative) = split_negative(head);
         let pairs = parse_pairs(last)?;
         let get = |key: &str| {
             pairs
                 .iter()
                 .find(|(k, _)| k.eq_ignore_ascii_case(key))
                 .map(|(_, v)| v.as_str())
+        };
+        let (prompt, negative) = match get(EXACT[0]) {
+            Some(prompt) => (prompt.to_owned(), get(EXACT[1]).map(str::to_owned)),
+            None => split_negative(head),
         };
         let (width, height) = get("Size")
             .and_then(|s| s.split_once('x'))
@@ -175,6 +205,11 @@ impl Parameters {
             1 => 0,
             _ => number(get("Batch pos").unwrap_or("0"), "batch position")?,
         };
+        if batch_index >= batch.max(1) {
+            return Err(format!(
+                "found batch position {batch_index} in a batch of {batch}, expected one below it"
+            ));
+        }
         let seed: u64 = number(get("Seed").ok_or("found no seed")?, "seed")?;
         // Older AUTOMATIC1111 writes "DPM++ 2M Karras" as one name.
         let sampler = get("Sampler").ok_or("found no sampler")?;
@@ -215,6 +250,11 @@ impl Parameters {
             batch_index,
             model: get("Model").map(str::to_owned),
             dtype: get("Weights").map(str::to_owned),
+            parts: pairs
+                .iter()
+                .filter(|(key, _)| PARTS.contains(&key.as_str()))
+                .cloned()
+                .collect(),
             version: get("Version").unwrap_or_default().to_owned(),
         })
     }
@@ -323,6 +363,11 @@ mod tests {
             batch_index: 3,
             model: Some("/models/a, b: \"c\"".into()),
             dtype: Some("f16".into()),
+            parts: vec![
+                ("VAE path".into(), "/a, b.safetensors".into()),
+                ("Text encoder path".into(), "/one".into()),
+                ("Text encoder path".into(), "/two".into()),
+            ],
             version: "aquatint 0.1.0".into(),
         }
     }
@@ -336,6 +381,26 @@ mod tests {
         bare.request.negative = None;
         bare.request.schedule = None;
         assert_eq!(Parameters::from_text(&bare.to_text()).unwrap(), bare);
+    }
+
+    #[test]
+    fn prompts_that_look_like_parameters_come_back() {
+        let prompts = [
+            "a\nNegative prompt: b",
+            "Negative prompt: b",
+            "a\nSteps: 3, Sampler: x",
+            "\n",
+            " a \n\n",
+            "a\r\nb",
+        ];
+        for prompt in prompts {
+            for negative in [None, Some("c\nNegative prompt: d"), Some("")] {
+                let mut p = parameters();
+                p.request.prompt = prompt.into();
+                p.request.negative = negative.map(str::to_owned);
+                assert_eq!(Parameters::from_text(&p.to_text()).unwrap(), p);
+            }
+        }
     }
 
     #[test]
@@ -362,6 +427,7 @@ mod tests {
             "Steps: x",
             "a\nSteps: 3, Sampler",
             "Steps: 2, A: \"b",
+            "a\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64, Batch size: 2, Batch pos: 2",
         ] {
             assert!(Parameters::from_text(text).is_err(), "{text:?}");
         }

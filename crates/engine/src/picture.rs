@@ -31,10 +31,7 @@ pub fn save(
     parameters: Option<&str>,
     overwrite: bool,
 ) -> Result<(), EngineError> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let failed = |error: std::io::Error| write_error(path, folder, &error);
     let temporary = tempfile::Builder::new()
         .prefix(".aquatint-")
@@ -58,6 +55,47 @@ pub fn save(
             .map_err(|e| failed(e.error))?;
     }
     Ok(())
+}
+
+/// Finds out before a long run whether [`save`] could write `path`, by making a temporary file.
+///
+/// # Errors
+/// As [`save`], and when `path` is something else than a file.
+pub fn check_writable(path: &Path, overwrite: bool) -> Result<(), EngineError> {
+    let folder = folder_of(path);
+    let refused = |message: String, hint: &str| EngineError::Picture {
+        path: path.to_owned(),
+        message,
+        hint: hint.into(),
+    };
+    if !folder.exists() {
+        return Err(write_error(path, folder, &std::io::ErrorKind::NotFound.into()));
+    }
+    if !folder.is_dir() {
+        return Err(write_error(path, folder, &std::io::ErrorKind::NotADirectory.into()));
+    }
+    // Not `exists`: a link that leads nowhere takes the name too.
+    if let Ok(found) = path.symlink_metadata() {
+        if path.is_dir() {
+            return Err(refused("is a folder".into(), "add a file name"));
+        }
+        // A device would be replaced by a file.
+        if !found.is_file() && !found.is_symlink() || path.exists() && !path.is_file() {
+            return Err(refused("is not a file".into(), "name a file on a disk"));
+        }
+        if !overwrite {
+            return Err(write_error(path, folder, &std::io::ErrorKind::AlreadyExists.into()));
+        }
+    }
+    let probe = tempfile::Builder::new().prefix(".aquatint-").tempfile_in(folder);
+    probe.map(drop).map_err(|e| write_error(path, folder, &e))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
 }
 
 /// Temporary files are private by default; a picture has the permissions of any new file.
@@ -97,6 +135,14 @@ fn write_error(path: &Path, folder: &Path, error: &std::io::Error) -> EngineErro
         ErrorKind::StorageFull => (
             "no space is left on the disk".into(),
             "free some space, or write elsewhere with --output; nothing was left behind".into(),
+        ),
+        ErrorKind::ReadOnlyFilesystem => (
+            format!("{} is on a read-only file system", folder.display()),
+            "write elsewhere".into(),
+        ),
+        ErrorKind::InvalidFilename => (
+            "the name is too long or not possible here".into(),
+            "take a shorter name".into(),
         ),
         ErrorKind::PermissionDenied => (
             format!("not allowed to write in {}", folder.display()),

@@ -52,11 +52,11 @@ impl fmt::Display for Estimate {
         let gb = |n: u64| n as f64 / 1e9;
         write!(
             f,
-            "about {:.0} s and {:.2} GB ({:.2} GB weights, {:.2} GB working memory)",
-            self.seconds.max(1.0),
-            gb(self.peak_bytes()),
-            gb(self.weight_bytes),
-            gb(self.activation_bytes)
+            "about {} and {} ({} weights, {} working memory)",
+            duration(self.seconds),
+            bytes(self.peak_bytes()),
+            bytes(self.weight_bytes),
+            bytes(self.activation_bytes)
         )?;
         match self.available_bytes {
             Some(free) if self.fits() => {
@@ -72,6 +72,36 @@ impl fmt::Display for Estimate {
     }
 }
 
+/// A time as rough as an estimate is.
+fn duration(seconds: f64) -> String {
+    match seconds.max(1.0).round() as u64 {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s.div_ceil(60)),
+        s => format!("{:.1} h", s as f64 / 3600.0),
+    }
+}
+
+/// Bytes in MB or GB.
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_000_000_000 => format!("{:.0} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// Checks what a request and a model must agree on.
+fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
+    let layers = model.text.iter().map(|t| t.encoder.config.num_hidden_layers);
+    let layers = layers.min().unwrap_or(0);
+    match request.clip_skip {
+        Some(skip) if skip as usize > layers => Err(EngineError::Usage {
+            message: format!("clip skip is {skip}, expected 1 to {layers}, the text encoder's layers"),
+            hint: "1 is the last layer, 2 the one before it".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Estimates the run of a request.
 ///
 /// # Errors
@@ -79,6 +109,7 @@ impl fmt::Display for Estimate {
 /// the machine's memory.
 pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, EngineError> {
     request.check()?;
+    check_agreement(model, request)?;
     let plan = layout(model, request)?;
     let calls = plan.network_calls();
     let (step, decode) = costs(model, request)?;

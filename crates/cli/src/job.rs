@@ -1,0 +1,185 @@
+//! The work that the command line comes to, before anything heavy happens.
+
+use std::path::PathBuf;
+
+use aquatint_engine::metadata::Parameters;
+use aquatint_engine::models::Checkpoint;
+use aquatint_engine::{PromptSyntax, Request, Tiling, picture};
+
+use crate::args::{GenerateArgs, SyntaxArg, TilingArg};
+use crate::failure::{Failure, USAGE};
+use crate::output::OutputPattern;
+use crate::setup::Setup;
+
+/// What to make, of which model, and where to.
+pub struct Job {
+    /// The request; the seed is the first picture's.
+    pub request: Request,
+    /// Runs, one after another.
+    pub count: u32,
+    /// Place in the batch of the one picture to keep (`--from` a picture of a batch).
+    pub only: Option<u32>,
+    /// The model as pictures name it; `None` is the one inside.
+    pub model_label: Option<String>,
+    /// How the model is opened.
+    pub setup: Setup,
+    /// Names of the pictures.
+    pub output: OutputPattern,
+}
+
+impl Job {
+    /// Places in a batch whose pictures are kept.
+    pub fn kept(&self) -> Vec<u32> {
+        match self.only {
+            Some(i) => vec![i],
+            None => (0..self.request.batch).collect(),
+        }
+    }
+
+    /// Finds out whether the pictures and the preview could be written.
+    pub fn check_outputs(&self, args: &GenerateArgs, model: &Checkpoint) -> Result<(), Failure> {
+        let preview = args.output.preview.as_deref();
+        if let Some(path) = preview {
+            crate::output::check_png("--preview", path)?;
+            // A preview is made to be written over.
+            picture::check_writable(path, true)?;
+        }
+        let mut index = 0;
+        for i in 0..self.count {
+            for place in self.kept() {
+                let offset = u64::from(i) * u64::from(self.request.batch) + u64::from(place);
+                let seed = self.request.seed.wrapping_add(offset);
+                let path = self
+                    .output
+                    .free_path(seed, index, &model.name, args.output.force);
+                picture::check_writable(&path, args.output.force)?;
+                if preview == Some(&path) {
+                    return Err(Failure::usage(
+                        format!("{}: is both the picture and its preview", path.display()),
+                        "give --preview another name",
+                    ));
+                }
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with the command line is said before any file is opened.
+pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
+    let sides = (args.picture.width, args.picture.height);
+    let probe = Request {
+        width: sides.0.unwrap_or(512),
+        height: sides.1.unwrap_or(512),
+        steps: args.sampling.steps.unwrap_or(1),
+        guidance: args.sampling.guidance.unwrap_or(1.0),
+        guidance_rescale: args.sampling.guidance_rescale.unwrap_or(0.0),
+        sampler: args
+            .sampling
+            .sampler
+            .clone()
+            .unwrap_or_else(|| "euler".into()),
+        batch: args.picture.batch.unwrap_or(1),
+        clip_skip: args.sampling.clip_skip,
+        eta: args.sampling.eta,
+        ..Request::default()
+    };
+    probe.check()?;
+    aquatint_engine::find_sampler(&probe.sampler)?;
+    if let Some(schedule) = &args.sampling.schedule {
+        aquatint_engine::find_schedule(schedule)?;
+    }
+    if let Some(rng) = &args.picture.rng {
+        aquatint_engine::find_rng(rng)?;
+    }
+    Ok(())
+}
+
+/// The command line over the picture's own parameters over the model's defaults.
+pub fn new(
+    args: &GenerateArgs,
+    from: Option<Parameters>,
+    model: &Checkpoint,
+    model_path: Option<PathBuf>,
+    setup: Setup,
+) -> Result<Job, Failure> {
+    let defaults = &model.spec.defaults;
+    let side = model.default_size();
+    let repeated = from.is_some();
+    let batch_index = from.as_ref().map(|p| p.batch_index);
+    let base = from.map_or_else(
+        || Request {
+            width: side,
+            height: side,
+            steps: defaults.steps,
+            guidance: defaults.guidance,
+            sampler: model.default_sampler().to_owned(),
+            seed: random_seed(),
+            ..Request::default()
+        },
+        |p| p.request,
+    );
+    let (picture, sampling) = (&args.picture, &args.sampling);
+    // A new seed or batch makes other pictures, of which none is the old one.
+    let same_batch = picture.seed.is_none() && picture.batch.is_none() && picture.count == 1;
+    let request = Request {
+        prompt: args.prompt.clone().unwrap_or(base.prompt),
+        negative: args.negative.clone().or(base.negative),
+        width: picture.width.unwrap_or(base.width),
+        height: picture.height.unwrap_or(base.height),
+        steps: sampling.steps.unwrap_or(base.steps),
+        guidance: sampling.guidance.unwrap_or(base.guidance),
+        guidance_rescale: sampling.guidance_rescale.unwrap_or(base.guidance_rescale),
+        guidance_interval: sampling.guidance_interval.or(base.guidance_interval),
+        sampler: sampling.sampler.clone().unwrap_or(base.sampler),
+        schedule: sampling.schedule.clone().or(base.schedule),
+        seed: picture.seed.unwrap_or(base.seed),
+        rng: picture.rng.clone().unwrap_or(base.rng),
+        batch: picture.batch.unwrap_or(base.batch),
+        clip_skip: sampling.clip_skip.or(base.clip_skip),
+        eta: sampling.eta.or(base.eta),
+        vae_tiling: sampling.vae_tiling.map_or(base.vae_tiling, |t| match t {
+            TilingArg::Auto => Tiling::Auto,
+            TilingArg::On => Tiling::On,
+            TilingArg::Off => Tiling::Off,
+        }),
+        prompt_syntax: sampling
+            .prompt_syntax
+            .map_or(base.prompt_syntax, |s| match s {
+                SyntaxArg::Weighted => PromptSyntax::Weighted,
+                SyntaxArg::Plain => PromptSyntax::Plain,
+            }),
+    };
+    let only = batch_index.filter(|_| repeated && same_batch && request.batch > 1);
+    let many = picture.count > 1 || (request.batch > 1 && only.is_none());
+    Ok(Job {
+        request,
+        count: picture.count,
+        only,
+        model_label: model_path.map(|p| {
+            // A name in the model directory stays a name, so that the picture can move.
+            p.canonicalize().unwrap_or(p).to_string_lossy().into_owned()
+        }),
+        setup,
+        output: OutputPattern::new(args.output.output.as_deref(), many)?,
+    })
+}
+
+/// What a request is refused for is the picture's fault when the command line was silent.
+pub fn blame_picture(args: &GenerateArgs, failure: Failure) -> Failure {
+    match &args.picture.from {
+        Some(path) if failure.code() == USAGE => failure.of_file(path),
+        _ => failure,
+    }
+}
+
+/// A seed that nobody chose: the time and the process, mixed.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library seeds its hashers from the system's randomness.
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    // Small enough to type.
+    hasher.finish() >> 32
+}
