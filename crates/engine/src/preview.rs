@@ -1,7 +1,7 @@
 //! Pictures of a run that is under way.
 
 use aquatint_models::Checkpoint;
-use aquatint_models::vae::{AutoencoderTiny, LatentRgb};
+use aquatint_models::vae::{AutoencoderKl, AutoencoderTiny, LatentRgb};
 use aquatint_ops::Device;
 
 use crate::decode::to_picture;
@@ -11,30 +11,43 @@ use crate::picture::Picture;
 use crate::pipeline::RunOptions;
 use crate::{EngineError, decode};
 
-/// Makes small pictures of latents: by a tiny autoencoder where one is given, else by a linear
-/// approximation at the latents' own size, enlarged.
+/// Makes pictures of latents: by a tiny autoencoder where one is given; else by the family's linear
+/// approximation, enlarged; else, for latents of other channels than the family's, by the model's own
+/// decoder.
 #[derive(Debug)]
 pub struct PreviewMaker {
-    tiny: Option<AutoencoderTiny>,
-    linear: LatentRgb,
-    enlarge: usize,
+    kind: Kind,
     device: Device,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tiny(AutoencoderTiny),
+    Linear { rgb: LatentRgb, enlarge: usize },
+    Whole(AutoencoderKl),
 }
 
 impl PreviewMaker {
     /// A maker for a model.
     ///
     /// # Errors
-    /// When the tiny autoencoder cannot be loaded.
+    /// When the autoencoder cannot be loaded.
     pub fn new(
         model: &Checkpoint,
         options: &RunOptions,
         device: &Device,
     ) -> Result<Self, EngineError> {
+        let rgb = (model.family.preview)();
+        let kind = match decode::load_tiny(options, device)? {
+            Some(tiny) => Kind::Tiny(tiny),
+            None if rgb.factors.len() == model.vae.config.latent_channels => Kind::Linear {
+                rgb,
+                enlarge: model.vae.config.factor(),
+            },
+            None => Kind::Whole(model.load_vae(device)?),
+        };
         Ok(PreviewMaker {
-            tiny: decode::load_tiny(options, device)?,
-            linear: (model.family.preview)(),
-            enlarge: model.vae.config.factor(),
+            kind,
             device: device.clone(),
         })
     }
@@ -47,17 +60,18 @@ impl PreviewMaker {
         let [_, channels, height, width] = latents.shape;
         let one = &latents.values[..channels * height * width];
         let x = to_channels_last(one, [1, channels, height, width], &self.device);
-        if let Some(tiny) = &self.tiny {
-            return to_picture(tiny.decode(x)?);
-        }
-        match self.linear.decode(x) {
-            Some(image) => Ok(enlarged(&to_picture(image)?, self.enlarge)),
-            None => Err(EngineError::Usage {
-                message: format!(
-                    "found latents of {channels} channels, for which there is no preview"
-                ),
-                hint: "leave --preview out, or give a tiny autoencoder with --taesd".into(),
-            }),
+        match &self.kind {
+            Kind::Tiny(tiny) => to_picture(tiny.decode(x)?),
+            Kind::Whole(vae) => to_picture(vae.decode(vae.config().unscale(x))?),
+            Kind::Linear { rgb, enlarge } => match rgb.decode(x) {
+                Some(image) => Ok(enlarged(&to_picture(image)?, *enlarge)),
+                None => Err(EngineError::Usage {
+                    message: format!(
+                        "found latents of {channels} channels, for which there is no preview"
+                    ),
+                    hint: "leave --preview out, or give a tiny autoencoder with --taesd".into(),
+                }),
+            },
         }
     }
 }
