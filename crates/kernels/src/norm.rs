@@ -123,12 +123,10 @@ struct Sums {
 impl Sums {
     fn collect(isa: Isa, x: &[f32], channels: usize) -> Self {
         let pixels = x.len() / channels;
-        let parallel = rayon::current_num_threads() > 1 && x.len() >= 1 << 15;
-        let tasks = if parallel {
-            (rayon::current_num_threads() * 2).min(pixels)
-        } else {
-            1
-        };
+        // As many parts whatever the number of threads: the order of the sums decides the last bits.
+        let large = x.len() >= 1 << 15;
+        let tasks = if large { SUM_PARTS.min(pixels) } else { 1 };
+        let parallel = large && rayon::current_num_threads() > 1;
         // An f64 takes two floats; two of them for each channel and task.
         let size = 4 * channels;
         let mut totals = Scratch::new(tasks * size);
@@ -179,6 +177,8 @@ struct Collect<'a> {
     part: &'a mut [f32],
 }
 
+/// Parts that a large image is summed in.
+const SUM_PARTS: usize = 16;
 /// Pixels that are summed in `f32` before they are added to the `f64` totals.
 const PIXELS_AT_ONCE: usize = 16;
 
