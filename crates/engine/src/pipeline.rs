@@ -76,7 +76,9 @@ pub fn generate(
     let mut stages = Stages::new(observer);
 
     let conditioner = stages.run(Stage::Load, || text::load(model, device))?;
-    let encoded = stages.run(Stage::TextEncode, || text::encode(&conditioner, request))?;
+    let encoded = stages
+        .run(Stage::TextEncode, || text::encode(&conditioner, request))
+        .map_err(|error| blame_weights(error, model))?;
     drop(conditioner);
     for dropped in &encoded.dropped {
         stages.warn(format!(

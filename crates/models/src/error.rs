@@ -125,10 +125,10 @@ impl ModelError {
                 "the model folder is damaged or of a newer kind; get another copy"
             }
             ModelError::Missing { .. } => "the file is incomplete; get another copy",
-            ModelError::Ops(_)
-            | ModelError::Tokenizer(_)
-            | ModelError::Prompt(_)
-            | ModelError::Input { .. } => return None,
+            ModelError::Tokenizer(_) => {
+                "give the folder of the tokenizer that the text encoder was trained with, with --tokenizer PATH"
+            }
+            ModelError::Ops(_) | ModelError::Prompt(_) | ModelError::Input { .. } => return None,
         };
         Some(text.to_owned())
     }

@@ -131,13 +131,14 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
     drop(names);
 
     let shapes = Shapes::new(&set, &layout);
-    let (config, configured) = match given.as_ref().filter(|f| f.has("unet/config.json")) {
+    let family = guess(&shapes, open_clip)?;
+    let vae = single_vae(path, &set, family, given.as_ref(), options)?;
+    let text = single_text(path, &set, &text_layouts, family, given.as_ref(), options)?;
+    let (mut config, configured) = match given.as_ref().filter(|f| f.has("unet/config.json")) {
         Some(folder) => (read_config(folder, "unet", UNetConfig::from_json)?, true),
         None => {
-            let family = guess(&shapes, open_clip)?;
-            let pooled = pooled_width(&set, &text_layouts, family, options)?;
-            let base = (family.unet)();
-            (infer::unet(&shapes, base, pooled)?, false)
+            let pooled = text.get(1).and_then(|t| t.encoder.config.projection);
+            (infer::unet(&shapes, (family.unet)(), pooled)?, false)
         }
     };
     let scheduler = match &given {
@@ -151,13 +152,10 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
     }
     facts.prediction_marker = marker(&set, &layout);
     let (family, spec) = recognised(facts, options.prediction)?;
-    let mut config = config;
     if !configured {
         let side = spec.defaults.size as usize / 8;
         config.sample_size = Some([side, side]);
     }
-    let vae = single_vae(path, &set, family, given.as_ref(), options)?;
-    let text = single_text(path, &set, &text_layouts, family, given.as_ref(), options)?;
     let unet = part(config, set, layout, options);
     check_widths(&unet.config, &text)?;
     Ok(Checkpoint {
@@ -171,7 +169,7 @@ pub(crate) fn single_file(path: &Path, options: &OpenOptions) -> Result<Checkpoi
     })
 }
 
-/// The family whose published UNet is the base for reading off shapes.
+/// The family by the UNet's tensors: its published parts are the base for reading off shapes.
 fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelError> {
     let text_time = shapes.shape("add_embedding.linear_1.weight").is_some();
     let context = [
@@ -191,9 +189,13 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelE
         .iter()
         .find_map(|b| shapes.shape(&format!("{b}.attentions.0.proj_in.weight")))
         .is_some_and(|s| s.len() == 2);
+    let channels = |name: &str, axis: usize| {
+        let shape = shapes.shape(name);
+        shape.and_then(|s| s.get(axis).copied()).unwrap_or(4)
+    };
     let facts = crate::families::Facts {
-        in_channels: 4,
-        out_channels: 4,
+        in_channels: channels("conv_in.weight", 1),
+        out_channels: channels("conv_out.weight", 0),
         cross_attention_dim: context,
         text_time,
         linear_projection: linear,
@@ -204,25 +206,6 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelE
         prediction_marker: None,
     };
     Ok(crate::families::detect(&facts)?.0)
-}
-
-/// Width of the pooled text, by the second text encoder: given apart, or the file's own.
-fn pooled_width(
-    set: &WeightSet,
-    layouts: &[Option<Layout>; 2],
-    family: &'static Family,
-    options: &OpenOptions,
-) -> Result<Option<usize>, ModelError> {
-    if (family.text)().len() < 2 {
-        return Ok(None);
-    }
-    if let Some(path) = options.text_encoders.get(1) {
-        return Ok(other_text(path, 1, family, options)?.config.projection);
-    }
-    let own = layouts[1]
-        .as_ref()
-        .and_then(|l| Shapes::new(set, l).shape("text_projection.weight"));
-    Ok(own.map(|shape| shape[0]))
 }
 
 fn single_vae(

@@ -1,7 +1,7 @@
 //! Weight files as the source of a model's parameters.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aquatint_ops::{ParamSource, RawTensor, Storage};
 use aquatint_weights::{
@@ -17,8 +17,8 @@ pub struct CheckpointSource {
     set: WeightSet,
     layout: Layout,
     storage: Option<Storage>,
-    report: RefCell<LoadReport>,
-    taken: RefCell<BTreeSet<String>>,
+    report: Mutex<LoadReport>,
+    taken: Mutex<BTreeSet<String>>,
 }
 
 impl CheckpointSource {
@@ -33,8 +33,8 @@ impl CheckpointSource {
             set,
             layout,
             storage,
-            report: RefCell::new(report),
-            taken: RefCell::default(),
+            report: Mutex::new(report),
+            taken: Mutex::default(),
         }
     }
 
@@ -65,8 +65,8 @@ impl CheckpointSource {
 
     /// What was taken, and which tensors of the component nobody asked for.
     pub fn report(&self) -> LoadReport {
-        let mut report = self.report.borrow().clone();
-        let taken = self.taken.borrow();
+        let mut report = locked(&self.report).clone();
+        let taken = locked(&self.taken);
         for name in self.set.names() {
             if !taken.contains(name) && self.belongs(name) {
                 if is_harmless(name) {
@@ -81,7 +81,7 @@ impl CheckpointSource {
 
     /// The first value of the component that is not finite, as an error that names its tensor.
     pub fn non_finite(&self) -> Option<Error> {
-        let taken = self.taken.borrow();
+        let taken = locked(&self.taken);
         taken.iter().find_map(|name| {
             let view = self.set.get(name).ok()?;
             aquatint_weights::check_finite(&view, self.set.path()).err()
@@ -99,9 +99,9 @@ impl CheckpointSource {
     fn take(&self, name: &str, shape: &[usize]) -> Result<RawTensor, Error> {
         let place = self.place(name);
         let view = self.view(&place)?;
-        self.taken.borrow_mut().insert(place.name.clone());
+        locked(&self.taken).insert(place.name.clone());
         if !same_up_to_ones(&view.shape, shape) {
-            self.report.borrow_mut().wrong_shape.push(WrongShape {
+            locked(&self.report).wrong_shape.push(WrongShape {
                 name: place.name.clone(),
                 found: view.shape.clone(),
                 expected: shape.to_vec(),
@@ -118,8 +118,7 @@ impl CheckpointSource {
             elements: view.len(),
             bytes: view.data.len(),
         };
-        self.report
-            .borrow_mut()
+        locked(&self.report)
             .applied
             .insert(name.to_owned(), applied);
         self.raw(view, shape)
@@ -173,7 +172,7 @@ impl ParamSource for CheckpointSource {
     ) -> Result<RawTensor, Box<dyn std::error::Error + Send + Sync>> {
         self.take(name, shape).map_err(|error| {
             if matches!(error, Error::MissingTensor { .. }) {
-                self.report.borrow_mut().missing.push(name.to_owned());
+                locked(&self.report).missing.push(name.to_owned());
             }
             error.into()
         })
@@ -182,6 +181,11 @@ impl ParamSource for CheckpointSource {
     fn has(&self, name: &str) -> bool {
         self.set.contains(&self.place(name).name)
     }
+}
+
+/// The account is whole after every line that changes it, so a panic elsewhere does not spoil it.
+fn locked<T>(account: &Mutex<T>) -> MutexGuard<'_, T> {
+    account.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether two shapes differ at most by ones at the end: a 1x1 convolution and a linear layer.

@@ -308,6 +308,12 @@ fn read_whole(path: &Path, text: &str) -> Result<(Vocabulary, Vec<(u32, Special)
 }
 
 fn read_pair(files: &Files<'_>) -> Result<Vocabulary, ModelError> {
+    if (files.text)("vocab.json")?.is_none() {
+        return Err(ModelError::Tokenizer(format!(
+            "{}: found neither tokenizer.json nor vocab.json, expected one of them",
+            files.path.display()
+        )));
+    }
     let (path, text) = files.needed("vocab.json")?;
     let tokens = serde_json::from_str(&text).map_err(|e| {
         json_error(
