@@ -109,7 +109,7 @@ def single_precision_noise():
 def run(pipe, case, width, height, dtype):
     """(noise, latents after each call of the scheduler, the 8-bit picture)"""
     generator = torch.Generator("cpu").manual_seed(case["seed"])
-    shape = (1, 4, height // 8, width // 8)
+    shape = (1, pipe.unet.config.in_channels, height // 8, width // 8)
     options = dict(generator=generator)
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(case["seed"]))
     if dtype == torch.float64:

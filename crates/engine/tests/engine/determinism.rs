@@ -33,7 +33,7 @@ fn bits(traced: &Traced) -> Vec<Vec<u32>> {
 }
 
 #[track_caller]
-fn assert_same(what: &str, a: &Traced, b: &Traced) {
+pub fn assert_same(what: &str, a: &Traced, b: &Traced) {
     for (step, (a, b)) in bits(a).iter().zip(bits(b)).enumerate() {
         let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
         assert_eq!(

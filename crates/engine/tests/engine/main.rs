@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod bad_models;
+mod default_model;
 mod determinism;
 mod layouts;
 mod pipelines;
