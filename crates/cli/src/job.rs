@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aquatint_engine::metadata::Parameters;
 use aquatint_engine::models::Checkpoint;
-use aquatint_engine::{PromptSyntax, Request, Tiling, picture};
+use aquatint_engine::{EngineError, PromptSyntax, Request, Tiling, picture};
 
 use crate::args::{GenerateArgs, SyntaxArg, TilingArg};
 use crate::failure::{Failure, USAGE};
@@ -132,8 +132,14 @@ pub fn new(
         guidance: sampling.guidance.unwrap_or(base.guidance),
         guidance_rescale: sampling.guidance_rescale.unwrap_or(base.guidance_rescale),
         guidance_interval: sampling.guidance_interval.or(base.guidance_interval),
-        sampler: sampling.sampler.clone().unwrap_or(base.sampler),
-        schedule: sampling.schedule.clone().or(base.schedule),
+        sampler: own_name(sampling.sampler.clone().unwrap_or(base.sampler), |n| {
+            aquatint_engine::find_sampler(n).map(|s| s.name)
+        }),
+        schedule: sampling
+            .schedule
+            .clone()
+            .or(base.schedule)
+            .map(|name| own_name(name, |n| aquatint_engine::find_schedule(n).map(|s| s.name))),
         seed: picture.seed.unwrap_or(base.seed),
         rng: picture.rng.clone().unwrap_or(base.rng),
         batch: picture.batch.unwrap_or(base.batch),
@@ -164,6 +170,11 @@ pub fn new(
         setup,
         output: OutputPattern::new(args.output.output.as_deref(), many)?,
     })
+}
+
+/// The name that an alias stands for; one that is not known is told of later.
+fn own_name(name: String, find: impl Fn(&str) -> Result<&'static str, EngineError>) -> String {
+    find(&name).map_or_else(|_| name.clone(), str::to_owned)
 }
 
 /// What a request is refused for is the picture's fault when the command line was silent.
