@@ -119,7 +119,11 @@ fn level(
         (_, true) => up,
         _ => mid,
     };
-    let blocks = shapes.count(|b| format!("{at}.transformer_blocks.{b}.norm1.weight"));
+    // The middle block goes by the last level.
+    let blocks = match down_attention || up_attention || i + 1 == depth {
+        true => shapes.count(|b| format!("{at}.transformer_blocks.{b}.norm1.weight")),
+        false => 1,
+    };
     let context = shapes
         .shape(&format!("{at}.transformer_blocks.0.attn2.to_k.weight"))
         .and_then(|s| s.get(1).copied());
