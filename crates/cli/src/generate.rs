@@ -179,7 +179,10 @@ fn announce(
     if verbose > 0 {
         progress.line(&format!("recognised by {}", model.spec.why));
     }
-    progress.line(&plan.to_string());
+    match job.count {
+        1 => progress.line(&plan.to_string()),
+        n => progress.line(&format!("{n} runs, each {plan}")),
+    }
 }
 
 fn report_loading(progress: &Progress, model: &Checkpoint) {

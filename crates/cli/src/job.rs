@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aquatint_engine::metadata::Parameters;
 use aquatint_engine::models::Checkpoint;
-use aquatint_engine::{EngineError, PromptSyntax, Request, Tiling, picture};
+use aquatint_engine::{PromptSyntax, Request, Tiling, picture};
 
 use crate::args::{GenerateArgs, SyntaxArg, TilingArg};
 use crate::failure::{Failure, USAGE};
@@ -141,7 +141,11 @@ pub fn new(
             .or(base.schedule)
             .map(|name| own_name(name, |n| aquatint_engine::find_schedule(n).map(|s| s.name))),
         seed: picture.seed.unwrap_or(base.seed),
-        rng: picture.rng.clone().unwrap_or(base.rng),
+        rng: own_name(picture.rng.clone().unwrap_or(base.rng), |n| {
+            aquatint_engine::diffusion::rng::find(n)
+                .map(|r| r.name)
+                .ok_or(())
+        }),
         batch: picture.batch.unwrap_or(base.batch),
         clip_skip: sampling.clip_skip.or(base.clip_skip),
         eta: sampling.eta.or(base.eta),
@@ -173,7 +177,7 @@ pub fn new(
 }
 
 /// The name that an alias stands for; one that is not known is told of later.
-fn own_name(name: String, find: impl Fn(&str) -> Result<&'static str, EngineError>) -> String {
+fn own_name<E>(name: String, find: impl Fn(&str) -> Result<&'static str, E>) -> String {
     find(&name).map_or_else(|_| name.clone(), str::to_owned)
 }
 

@@ -10,6 +10,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often a plain line is printed, at most.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
+/// How often the spinner turns.
+const TICK: Duration = Duration::from_millis(120);
+
 /// Shows the events of a run on standard error.
 pub struct Progress {
     shape: Shape,
@@ -36,7 +39,7 @@ impl Progress {
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
             // A step may take long; the spinner shows that the program lives.
-            bar.enable_steady_tick(Duration::from_millis(120));
+            bar.enable_steady_tick(TICK);
             Shape::Bar(bar)
         } else {
             Shape::Plain
@@ -100,6 +103,10 @@ impl Progress {
 
     fn begin(&mut self, stage: Stage, steps: usize) {
         if let Shape::Bar(bar) = &self.shape {
+            if bar.is_finished() {
+                bar.reset();
+                bar.enable_steady_tick(TICK);
+            }
             bar.set_length(steps as u64);
             bar.set_position(0);
             bar.set_prefix(stage.label());

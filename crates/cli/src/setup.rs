@@ -168,7 +168,18 @@ impl Setup {
         }
         if let Some(tiny) = &self.run.tiny {
             // It is small, and else would fail only at the end of the run.
-            load_tiny(tiny, &Device::flex()).map_err(EngineError::from)?;
+            let loaded = load_tiny(tiny, &Device::flex()).map_err(EngineError::from)?;
+            let found = loaded.config().latent_channels;
+            let expected = model.vae.config.latent_channels;
+            if found != expected {
+                return Err(Failure::new(
+                    format!(
+                        "{}: reads latents of {found} channels, expected {expected} for this model",
+                        tiny.display()
+                    ),
+                    "give --taesd the tiny autoencoder of this model's family",
+                ));
+            }
         }
         Ok(())
     }

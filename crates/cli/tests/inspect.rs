@@ -8,10 +8,21 @@ use common::{Place, arg, quick};
 #[test]
 fn a_picture_shows_its_parameters() {
     let place = Place::new();
-    place.ok(quick(&["--seed", "7", "-n", "blurry", "-o", "a.png"]));
+    place.ok(quick(&[
+        "--seed",
+        "7",
+        "-n",
+        "blurry",
+        "-g",
+        "7.5",
+        "--sampler",
+        "ddim",
+        "-o",
+        "a.png",
+    ]));
     let shown = place.ok(["inspect", "a.png"]);
     assert!(
-        shown.starts_with("x\nNegative prompt: blurry\nSteps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 64x64"),
+        shown.starts_with("x\nNegative prompt: blurry\nSteps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 64x64, "),
         "{shown}"
     );
     let json = place.json(["inspect", "a.png"]);

@@ -1,12 +1,13 @@
 //! `aquatint generate`: what it writes and says, and that pictures can be repeated.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod repeat;
+#[cfg(unix)]
+mod signals;
 
-use std::path::Path;
-
-use aquatint_engine::picture::read_parameters;
 use aquatint_testkit::{
-    folder, golden, read_png, sharded_folder, single_file, turbo_folder, unet_only, variant_folder,
+    golden, read_png, sharded_folder, single_file, turbo_folder, variant_folder,
 };
 use common::{Place, arg, quick, text};
 
@@ -223,180 +224,6 @@ fn an_empty_prompt_is_a_prompt() {
     assert_eq!(bytes(&place, "a.png"), bytes(&place, "b.png"));
 }
 
-/// Makes a picture and repeats it from itself; the files must be equal to the byte.
-#[track_caller]
-fn repeats(place: &Place, args: &[&str]) {
-    let first = [&["generate"][..], args, &["-o", "first.png", "--force"]].concat();
-    place.ok(first);
-    place.ok([
-        "generate",
-        "--from",
-        "first.png",
-        "-o",
-        "second.png",
-        "--force",
-    ]);
-    let told = read_parameters(&place.join("first.png"))
-        .expect("a PNG")
-        .expect("parameters");
-    assert_eq!(
-        bytes(place, "first.png"),
-        bytes(place, "second.png"),
-        "{args:?}: {told}"
-    );
-}
-
-#[test]
-fn a_picture_repeats_from_its_own_parameters() {
-    let place = Place::new();
-    let small = ["--steps", "3", "--width", "64", "--height", "72"];
-    for more in [
-        &["a red apple"][..],
-        &[
-            "(a:1.3) [b] BREAK c",
-            "-n",
-            "blurry, \"noise\"",
-            "--sampler",
-            "euler_a",
-        ],
-        &[
-            "りんご 🍎\nline: two, three",
-            "-n",
-            "",
-            "--schedule",
-            "karras",
-            "--sampler",
-            "dpmpp_2m",
-        ],
-        &["a\nNegative prompt: b\nSteps: 9, Sampler: x", "-n", "c"],
-        &["x", "--sampler", "ddim", "--eta", "0.3", "--rng", "philox"],
-        &[
-            "x",
-            "--sampler",
-            "DPM++ 2M SDE",
-            "--schedule",
-            "exponential",
-        ],
-        &[
-            "x",
-            "--clip-skip",
-            "2",
-            "--guidance-rescale",
-            "0.7",
-            "--dtype",
-            "f32",
-        ],
-        &[
-            "x",
-            "--dtype",
-            "bf16",
-            "--guidance-interval",
-            "0.5,10",
-            "-g",
-            "4.1",
-        ],
-        &[
-            "(x:1.4)",
-            "--prompt-syntax",
-            "plain",
-            "--vae-tiling",
-            "on",
-            "--seed",
-            "18446744073709551615",
-        ],
-        &["x", "-g", "0", "--prediction", "epsilon"],
-        &["x", "-m", "emoji"],
-    ] {
-        repeats(&place, &[more, &small].concat());
-    }
-}
-
-#[test]
-fn a_picture_of_another_model_repeats_from_another_folder() {
-    let place = Place::new();
-    let models = place.join("my models");
-    std::fs::create_dir(&models).expect("a folder");
-    folder("sdxl", &models).expect("a golden");
-    place.ok(quick(&["-m", "my models/sdxl", "-n", "y", "-o", "a.png"]));
-    let elsewhere = place.join("elsewhere");
-    std::fs::create_dir(&elsewhere).expect("a folder");
-    let run = place
-        .command()
-        .current_dir(&elsewhere)
-        .args(["generate", "--from", "../a.png", "-o", "b.png"])
-        .output();
-    assert!(run.expect("the binary starts").status.success());
-    assert_eq!(bytes(&place, "a.png"), bytes(&place, "elsewhere/b.png"));
-}
-
-#[test]
-fn one_picture_of_a_batch_repeats_alone() {
-    let place = Place::new();
-    place.ok(quick(&[
-        "--seed",
-        "3",
-        "--batch",
-        "3",
-        "--count",
-        "2",
-        "-o",
-        "a.png",
-        "--sampler",
-        "euler_a",
-    ]));
-    assert_eq!(place.names().len(), 6);
-    for name in ["a-0.png", "a-1.png", "a-5.png"] {
-        let run = place.json(["generate", "--from", name, "-o", "again.png", "--force"]);
-        assert_eq!(run["files"], serde_json::json!(["again.png"]));
-        assert_eq!(bytes(&place, name), bytes(&place, "again.png"), "{name}");
-    }
-}
-
-#[test]
-fn a_picture_repeats_with_the_parts_that_it_was_made_with() {
-    let place = Place::new();
-    let unet = unet_only("sd1", place.path()).expect("a golden");
-    let model = folder("sd1", place.path()).expect("a golden");
-    let (vae, text_encoder, tokenizer) = (
-        model.join("vae"),
-        model.join("text_encoder"),
-        model.join("tokenizer"),
-    );
-    let mut args = vec![
-        "x",
-        "--steps",
-        "2",
-        "--width",
-        "64",
-        "--height",
-        "64",
-        "-m",
-        arg(&unet),
-    ];
-    args.extend(["--vae", arg(&vae), "--text-encoder", arg(&text_encoder)]);
-    args.extend(["--tokenizer", arg(&tokenizer)]);
-    repeats(&place, &args);
-    let tiny = golden("taesd");
-    args.extend(["--taesd", arg(&tiny), "--quick-decode"]);
-    repeats(&place, &args);
-}
-
-#[test]
-fn the_command_line_goes_over_the_picture() {
-    let place = Place::new();
-    place.ok(quick(&["--seed", "3", "-n", "y", "-o", "a.png"]));
-    place.ok(["generate", "--from", "a.png", "--seed", "4", "-o", "b.png"]);
-    place.ok(quick(&["--seed", "4", "-n", "y", "-o", "c.png"]));
-    assert_eq!(bytes(&place, "b.png"), bytes(&place, "c.png"));
-    let run = place.json([
-        "generate", "z", "--from", "a.png", "--steps", "1", "-o", "d.png",
-    ]);
-    assert_eq!(run["parameters"]["prompt"], "z");
-    assert_eq!(run["parameters"]["negative"], "y");
-    assert_eq!(run["parameters"]["steps"], 1);
-    assert_eq!(run["seed"], 3);
-}
-
 #[test]
 fn every_layout_draws() {
     let place = Place::new();
@@ -461,8 +288,10 @@ fn previews_are_pictures_of_the_same_size() {
     assert_eq!(size("p.png"), size("a.png"));
     // An old preview makes way.
     place.ok(quick(&["-o", "b.png", "--preview", "p.png"]));
-    let tiny = golden("taesd");
+    let (tiny, model) = (golden("taesd"), golden("sd1"));
     place.ok(quick(&[
+        "-m",
+        arg(&model),
         "-o",
         "c.png",
         "--preview",
@@ -470,111 +299,15 @@ fn previews_are_pictures_of_the_same_size() {
         "--taesd",
         arg(&tiny),
     ]));
-    assert_ne!(bytes(&place, "p.png"), bytes(&place, "q.png"));
-}
-
-#[cfg(unix)]
-mod signals {
-    use super::*;
-    use std::process::{Child, Command, Output, Stdio};
-    use std::time::{Duration, Instant};
-
-    /// Starts a run of a minute or more and waits until it is denoising.
-    fn long_run(place: &Place, more: &[&str]) -> Child {
-        Command::new(common::binary())
-            .current_dir(place.path())
-            .env("HOME", place.path())
-            .args([
-                "generate",
-                "x",
-                "--steps",
-                "1000",
-                "--sampler",
-                "ddpm",
-                "--width",
-                "256",
-                "--height",
-                "256",
-            ])
-            .args(["-o", "a.png", "--preview", "p.png", "--preview-every", "1"])
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts")
-    }
-
-    fn stop(place: &Place, child: Child, signal: &str) -> (Output, Duration) {
-        let start = Instant::now();
-        while !place.join("p.png").exists() {
-            assert!(start.elapsed() < Duration::from_secs(120), "no first step");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let asked = Instant::now();
-        let status = Command::new("kill")
-            .args([signal, &child.id().to_string()])
-            .status();
-        assert!(status.expect("kill is there").success());
-        (child.wait_with_output().expect("it ends"), asked.elapsed())
-    }
-
-    #[track_caller]
-    fn stops(signal: &str, more: &[&str]) {
-        let place = Place::new();
-        let child = long_run(&place, more);
-        let (output, took) = stop(&place, child, signal);
-        let said = common::failure(130, &output);
-        assert_eq!(said, "error: stopped");
-        // A step takes some tens of milliseconds; the rest is for busy machines.
-        assert!(took < Duration::from_secs(10), "{took:?}");
-        assert_eq!(place.names(), ["p.png"]);
-    }
-
-    #[test]
-    fn ctrl_c_stops_within_a_step_and_leaves_no_file() {
-        stops("-INT", &[]);
-    }
-
-    #[test]
-    fn ctrl_c_is_one_line_under_json() {
-        stops("-INT", &["--json"]);
-    }
-
-    #[test]
-    fn a_request_to_terminate_does_the_same() {
-        stops("-TERM", &[]);
-    }
-
-    #[test]
-    fn pictures_that_are_done_stay() {
-        let place = Place::new();
-        let child = Command::new(common::binary())
-            .current_dir(place.path())
-            .env("HOME", place.path())
-            .args(quick(&["--count", "100000", "--seed", "1", "-o", "%seed"]))
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let start = Instant::now();
-        while !place.join("3.png").exists() && start.elapsed() < Duration::from_secs(120) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let status = Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
-            .status();
-        assert!(status.expect("kill is there").success());
-        assert_eq!(
-            child.wait_with_output().expect("it ends").status.code(),
-            Some(130)
-        );
-        let names = place.names();
-        assert!(names.len() >= 3);
-        for name in names {
-            assert!(
-                Path::new(&name).extension().is_some_and(|e| e == "png"),
-                "{name}"
-            );
-            read_png(place.join(&name)).expect("a whole picture");
-        }
-    }
+    place.ok(quick(&[
+        "-m",
+        arg(&model),
+        "--seed",
+        "1",
+        "-o",
+        "d.png",
+        "--preview",
+        "r.png",
+    ]));
+    assert_ne!(bytes(&place, "q.png"), bytes(&place, "r.png"));
 }
