@@ -41,10 +41,17 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let plan = aquatint_engine::estimate(&model, &job.request)
         .map_err(|e| job::blame_picture(args, e.into()))?;
     job.check_outputs(args, &model)?;
+    job.setup.check_decoder(&model)?;
     listen_for_ctrl_c();
 
     let mut progress = Progress::new(args.output.json, args.verbose > 0);
     announce(&progress, &model, &job, &plan, args.verbose);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(n) = args.threads.filter(|n| *n as usize > cores) {
+        progress.warn(&format!(
+            "{n} threads on {cores} cores are slower than {cores}"
+        ));
+    }
     let mut done = Done::default();
     for i in 0..job.count {
         let step = u64::from(job.request.batch) * u64::from(i);

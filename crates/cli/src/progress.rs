@@ -88,8 +88,8 @@ impl Progress {
         }
     }
 
-    /// A warning of a run is also one of the next run.
-    fn warn(&mut self, text: &str) {
+    /// Warns once: a warning of a run is also one of the next run.
+    pub fn warn(&mut self, text: &str) {
         const LONGEST: usize = 300;
         let mut short: String = text.chars().take(LONGEST).collect();
         if short.len() < text.len() {

@@ -131,7 +131,7 @@ impl Setup {
         Ok(())
     }
 
-    /// Refuses options that would have no effect on the model, and parts that are none.
+    /// Refuses options that would have no effect on the model.
     pub fn check_model(&self, location: &Location, model: &Checkpoint) -> Result<(), Failure> {
         let open = &self.open;
         let folder = match location {
@@ -166,9 +166,15 @@ impl Setup {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// Loads what else would fail only at the end of a long run, and lets go of it: a mapped file
+    /// costs no copy.
+    pub fn check_decoder(&self, model: &Checkpoint) -> Result<(), Failure> {
+        let device = Device::flex();
         if let Some(tiny) = &self.run.tiny {
-            // It is small, and else would fail only at the end of the run.
-            let loaded = load_tiny(tiny, &Device::flex()).map_err(EngineError::from)?;
+            let loaded = load_tiny(tiny, &device).map_err(EngineError::from)?;
             let found = loaded.config().latent_channels;
             let expected = model.vae.config.latent_channels;
             if found != expected {
@@ -180,6 +186,9 @@ impl Setup {
                     "give --taesd the tiny autoencoder of this model's family",
                 ));
             }
+        }
+        if !self.run.quick_decode {
+            model.load_vae(&device).map_err(EngineError::from)?;
         }
         Ok(())
     }

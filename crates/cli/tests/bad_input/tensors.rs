@@ -5,7 +5,7 @@ use std::path::Path;
 use aquatint_testkit::{folder, golden, single_file, unet_only};
 use serde_json::{Value, json};
 
-use crate::common::{Place, arg, quick};
+use crate::common::{Place, arg, quick, text};
 use crate::{FAILURE, USAGE, no_model, safetensors};
 
 /// Rewrites the header of a safetensors file, and lets its data be changed.
@@ -72,6 +72,9 @@ fn a_tensor_that_is_missing_is_named() {
             said.contains("missing") || said.contains("not there"),
             "{said}"
         );
+        // Not after the denoising that it makes useless.
+        let output = place.run(quick(&["-m", arg(&model)]));
+        assert!(!text(&output.stderr).contains("denoising"), "{file}");
     }
 }
 

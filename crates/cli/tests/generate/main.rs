@@ -254,6 +254,7 @@ fn threads_and_storage_change_the_work_and_not_the_picture() {
     for (name, more) in [
         ("one.png", ["--threads", "1"]),
         ("two.png", ["--threads", "2"]),
+        ("many.png", ["--threads", "5"]),
         ("f16.png", ["--dtype", "f16"]),
         ("f32.png", ["--dtype", "f32"]),
         ("bf16.png", ["--dtype", "bf16"]),
@@ -261,6 +262,7 @@ fn threads_and_storage_change_the_work_and_not_the_picture() {
         place.ok(quick(&["--seed", "2", "-o", name, more[0], more[1]]));
     }
     assert_eq!(pixels("one.png"), pixels("two.png"));
+    assert_eq!(pixels("one.png"), pixels("many.png"));
     // The model inside is stored in f16, which f32 holds exactly and bf16 does not.
     assert_eq!(pixels("one.png"), pixels("f16.png"));
     assert_ne!(pixels("one.png"), pixels("bf16.png"));
