@@ -31,6 +31,8 @@ pub(crate) struct Decoder {
 }
 
 #[derive(Debug)]
+// There is one a run.
+#[allow(clippy::large_enum_variant)]
 enum Kind {
     Whole(AutoencoderKl),
     Tiny(AutoencoderTiny),
@@ -109,7 +111,7 @@ pub(crate) fn to_picture(image: Tensor<4>) -> Result<Picture, EngineError> {
     };
     let values = image
         .into_data()
-        .into_vec::<f32>()
+        .try_into_vec::<f32>()
         .map_err(|e| failed(format!("{e:?}")))?;
     if values.iter().any(|v| !v.is_finite()) {
         return Err(failed("pixels with NaN or infinity".into()));

@@ -152,5 +152,6 @@ pub(crate) fn to_channels_last(values: &[f32], shape: [usize; 4], device: &Devic
 /// The reverse of [`to_channels_last`].
 pub(crate) fn from_channels_last(y: Tensor<4>) -> Result<Vec<f32>, BoxError> {
     let data = y.permute([0, 3, 1, 2]).into_data();
-    data.into_vec::<f32>().map_err(|e| format!("{e:?}").into())
+    data.try_into_vec::<f32>()
+        .map_err(|e| format!("{e:?}").into())
 }

@@ -69,10 +69,18 @@ pub fn check_writable(path: &Path, overwrite: bool) -> Result<(), EngineError> {
         hint: hint.into(),
     };
     if !folder.exists() {
-        return Err(write_error(path, folder, &std::io::ErrorKind::NotFound.into()));
+        return Err(write_error(
+            path,
+            folder,
+            &std::io::ErrorKind::NotFound.into(),
+        ));
     }
     if !folder.is_dir() {
-        return Err(write_error(path, folder, &std::io::ErrorKind::NotADirectory.into()));
+        return Err(write_error(
+            path,
+            folder,
+            &std::io::ErrorKind::NotADirectory.into(),
+        ));
     }
     // Not `exists`: a link that leads nowhere takes the name too.
     if let Ok(found) = path.symlink_metadata() {
@@ -84,10 +92,16 @@ pub fn check_writable(path: &Path, overwrite: bool) -> Result<(), EngineError> {
             return Err(refused("is not a file".into(), "name a file on a disk"));
         }
         if !overwrite {
-            return Err(write_error(path, folder, &std::io::ErrorKind::AlreadyExists.into()));
+            return Err(write_error(
+                path,
+                folder,
+                &std::io::ErrorKind::AlreadyExists.into(),
+            ));
         }
     }
-    let probe = tempfile::Builder::new().prefix(".aquatint-").tempfile_in(folder);
+    let probe = tempfile::Builder::new()
+        .prefix(".aquatint-")
+        .tempfile_in(folder);
     probe.map(drop).map_err(|e| write_error(path, folder, &e))
 }
 

@@ -91,11 +91,16 @@ fn bytes(n: u64) -> String {
 
 /// Checks what a request and a model must agree on.
 fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
-    let layers = model.text.iter().map(|t| t.encoder.config.num_hidden_layers);
+    let layers = model
+        .text
+        .iter()
+        .map(|t| t.encoder.config.num_hidden_layers);
     let layers = layers.min().unwrap_or(0);
     match request.clip_skip {
         Some(skip) if skip as usize > layers => Err(EngineError::Usage {
-            message: format!("clip skip is {skip}, expected 1 to {layers}, the text encoder's layers"),
+            message: format!(
+                "clip skip is {skip}, expected 1 to {layers}, the text encoder's layers"
+            ),
             hint: "1 is the last layer, 2 the one before it".into(),
         }),
         _ => Ok(()),

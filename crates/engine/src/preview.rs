@@ -21,6 +21,8 @@ pub struct PreviewMaker {
 }
 
 #[derive(Debug)]
+// There is one a run.
+#[allow(clippy::large_enum_variant)]
 enum Kind {
     Tiny(AutoencoderTiny),
     Linear { rgb: LatentRgb, enlarge: usize },

@@ -91,7 +91,9 @@ pub(crate) fn unet(
 /// Width of the embedding of each of the six sizes: what the pooled text leaves of the input.
 fn time_dim(shape: &[usize], pooled: Option<usize>, published: Option<&AddedConfig>) -> usize {
     let input = shape.get(1).copied().unwrap_or(0);
-    let left = pooled.and_then(|p| input.checked_sub(p)).filter(|n| *n > 0 && n % 6 == 0);
+    let left = pooled
+        .and_then(|p| input.checked_sub(p))
+        .filter(|n| *n > 0 && n % 6 == 0);
     left.map_or_else(|| published.map_or(256, |a| a.time_dim), |n| n / 6)
 }
 

@@ -13,8 +13,8 @@ pub mod text;
 pub mod unet;
 pub mod vae;
 
-pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, load_tiny, recognise};
 pub use aquatint_ops::Storage;
+pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, load_tiny, recognise};
 pub use error::ModelError;
 pub use folder::EmbeddedFiles;
 pub use open::find_models;

@@ -441,7 +441,10 @@ fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
     if let Some(steps) = own["steps"].as_u64().filter(|n| (1..=1000).contains(n)) {
         spec.defaults.steps = steps as u32;
     }
-    if let Some(guidance) = own["guidance"].as_f64().filter(|g| (0.0..=100.0).contains(g)) {
+    if let Some(guidance) = own["guidance"]
+        .as_f64()
+        .filter(|g| (0.0..=100.0).contains(g))
+    {
         spec.defaults.guidance = guidance;
     }
     if let Some(sampler) = own["sampler"].as_str().and_then(|s| sampler::find(s).ok()) {

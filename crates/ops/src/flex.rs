@@ -43,7 +43,7 @@ impl Operand {
     fn into_vec(self) -> Vec<f32> {
         self.0
             .into_data()
-            .into_vec::<f32>()
+            .try_into_vec::<f32>()
             .expect("the operand is f32")
     }
 }

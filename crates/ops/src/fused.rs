@@ -62,6 +62,8 @@ impl Conv2dShape {
 
 /// Which keys a query may see.
 #[derive(Debug, Clone, Default)]
+// One is made for each attention; a box would cost more than the bytes.
+#[allow(clippy::large_enum_variant)]
 pub enum AttentionMask {
     /// All of them.
     #[default]

@@ -177,7 +177,8 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
 /// spacing that all distilled models have beside a training size of at most 512 pixels.
 fn is_turbo(facts: &Facts) -> bool {
     let trailing = facts.scheduler.as_ref().is_some_and(|s| {
-        s.timestep_spacing == Some(TimestepSpacing::Trailing) && s.rescale_betas_zero_snr != Some(true)
+        s.timestep_spacing == Some(TimestepSpacing::Trailing)
+            && s.rescale_betas_zero_snr != Some(true)
     });
     facts.name.contains("turbo") || (trailing && facts.sample_size.is_some_and(|side| side <= 64))
 }

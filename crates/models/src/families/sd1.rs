@@ -1,7 +1,7 @@
 //! Stable Diffusion 1.x (Rombach et al., 2022): CLIP ViT-L/14, epsilon, 512 pixels.
 
-use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::Prediction;
+use aquatint_diffusion::schedule::SearchedLevels;
 
 use super::{Defaults, Facts, Family, Spec, TextUse, scheduler, stored_prediction};
 use crate::text::ClipTextConfig;
