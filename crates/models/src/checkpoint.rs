@@ -99,7 +99,7 @@ impl Checkpoint {
             Location::Path(path) if path.is_dir() => {
                 open::folder(&Folder::Disk(path.clone()), options)
             }
-            Location::Path(path) => open::single_file(path, options),
+            Location::Path(path) => crate::single_file::open(path, options),
         }
     }
 

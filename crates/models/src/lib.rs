@@ -1,13 +1,16 @@
 //! The models of Aquatint: text encoders, UNet, autoencoders, and their detection.
 
+mod apart;
 mod checkpoint;
 mod config;
 mod error;
 pub mod families;
+mod find;
 mod folder;
 mod infer;
 pub mod keys;
 mod open;
+mod single_file;
 mod source;
 pub mod text;
 pub mod unet;
@@ -16,6 +19,6 @@ pub mod vae;
 pub use aquatint_ops::Storage;
 pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, load_tiny, recognise};
 pub use error::ModelError;
+pub use find::find_models;
 pub use folder::EmbeddedFiles;
-pub use open::find_models;
 pub use source::CheckpointSource;
