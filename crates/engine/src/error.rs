@@ -62,7 +62,7 @@ impl EngineError {
                 "the weights may be damaged or too coarse: try another file, or --dtype f32".into(),
             ),
             EngineError::TooLarge { .. } => {
-                Some("take a smaller picture or batch, or --vae-tiling on".into())
+                Some("take a smaller picture, or --vae-tiling on".into())
             }
             EngineError::Sampling(_) | EngineError::Cancelled => None,
         }

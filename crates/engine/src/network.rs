@@ -75,23 +75,14 @@ impl UNetNetwork {
             }
             unet.prepare(conditioning)
         };
-        let cond = build(
-            positive.clone().repeat_dim(0, batch),
-            pooled.clone().map(|p| p.repeat_dim(0, batch)),
-        )?;
+        let cond = build(positive.clone(), pooled.clone())?;
         let both = match &encoded.negative {
             None => None,
             Some(negative) => {
                 let (negative, negative_pooled) = text(negative);
-                let context = Tensor::cat(
-                    vec![negative.repeat_dim(0, batch), positive.repeat_dim(0, batch)],
-                    0,
-                );
+                let context = Tensor::cat(vec![negative, positive], 0);
                 let pooled = match (negative_pooled, pooled) {
-                    (Some(n), Some(p)) => Some(Tensor::cat(
-                        vec![n.repeat_dim(0, batch), p.repeat_dim(0, batch)],
-                        0,
-                    )),
+                    (Some(n), Some(p)) => Some(Tensor::cat(vec![n, p], 0)),
                     _ => None,
                 };
                 Some(build(context, pooled)?)
@@ -119,27 +110,30 @@ impl Network for UNetNetwork {
         timestep: f64,
         branches: Branches,
     ) -> Result<Outputs, BoxError> {
-        let x = to_channels_last(input, self.shape, &self.device);
-        let batch = self.shape[0];
-        let both = match branches {
-            Branches::Cond => None,
-            Branches::CondAndUncond => self.both.as_ref(),
-        };
-        let Some(both) = both else {
-            let y = self.unet.forward(x, &vec![timestep; batch], &self.cond)?;
-            return Ok(Outputs {
-                cond: from_channels_last(y)?,
-                uncond: None,
-            });
-        };
-        let x = x.repeat_dim(0, 2);
-        let y = self.unet.forward(x, &vec![timestep; 2 * batch], both)?;
-        let mut uncond = from_channels_last(y)?;
-        let cond = uncond.split_off(uncond.len() / 2);
-        Ok(Outputs {
-            cond,
-            uncond: Some(uncond),
-        })
+        let [batch, channels, height, width] = self.shape;
+        let mut cond = Vec::with_capacity(input.len());
+        let mut uncond = Vec::new();
+        // Image by image: the kernels order their sums by the size of a call, so that a picture's bits
+        // would depend on its neighbours in the batch.
+        for image in input.chunks_exact(input.len() / batch.max(1)) {
+            let x = to_channels_last(image, [1, channels, height, width], &self.device);
+            match (branches, &self.both) {
+                (Branches::CondAndUncond, Some(both)) => {
+                    let y = self
+                        .unet
+                        .forward(x.repeat_dim(0, 2), &[timestep; 2], both)?;
+                    let mut values = from_channels_last(y)?;
+                    cond.extend(values.split_off(values.len() / 2));
+                    uncond.extend(values);
+                }
+                _ => {
+                    let y = self.unet.forward(x, &[timestep], &self.cond)?;
+                    cond.extend(from_channels_last(y)?);
+                }
+            }
+        }
+        let uncond = (!uncond.is_empty()).then_some(uncond);
+        Ok(Outputs { cond, uncond })
     }
 }
 

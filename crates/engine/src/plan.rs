@@ -64,7 +64,7 @@ impl fmt::Display for Estimate {
             }
             Some(free) => write!(
                 f,
-                "; MORE than the {:.1} GB that are free: take a smaller picture, --batch 1 or --vae-tiling on",
+                "; MORE than the {:.1} GB that are free: take a smaller picture or --vae-tiling on",
                 gb(free)
             ),
             None => Ok(()),
@@ -143,8 +143,10 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
     let factor = model.vae.config.factor();
     let [height, width] = [request.height, request.width].map(|s| s as usize / factor);
     let guided = needs_uncond(request)?;
-    let batch = request.batch as usize * if guided { 2 } else { 1 };
-    let step = model.unet.config.cost(batch, height, width, 77);
+    // The images of a batch go through the network one after another.
+    let branches = if guided { 2 } else { 1 };
+    let one = model.unet.config.cost(branches, height, width, 77);
+    let step = one.times(request.batch as usize);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
         true => model
             .vae

@@ -135,8 +135,7 @@ impl CheckpointSource {
         if place.transposed {
             row = row.transposed();
         }
-        let one = self.set.filtered(|n| n == place.name);
-        one.remapped(&[row])?.get(&place.name)
+        self.set.get_remapped(&row)
     }
 
     fn raw(&self, view: TensorView, shape: &[usize]) -> Result<RawTensor, Error> {

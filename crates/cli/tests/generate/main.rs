@@ -178,7 +178,6 @@ fn many_pictures_are_numbered_and_each_is_what_its_seed_gives() {
     place.ok(quick(&["--seed", "5", "-o", "c.png"]));
     let pixels = |name: &str| read_png(place.join(name)).expect("a PNG");
     assert_eq!(bytes(&place, "b-5.png"), bytes(&place, "c.png"));
-    // A batch of two sums in the same order as a batch of one here; else this would be a tolerance.
     assert_eq!(pixels("a-2.png"), pixels("c.png"));
 }
 
