@@ -171,7 +171,7 @@ pub struct PictureArgs {
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = whole(1, 100_000))]
     pub count: u32,
 
-    /// Pictures to make at once.
+    /// Pictures to make in one run: they share the prompt and the loaded model.
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(MAX_BATCH))]
     pub batch: Option<u32>,
 
