@@ -225,10 +225,11 @@ fn blame_weights(error: EngineError, model: &Checkpoint) -> EngineError {
         EngineError::NonFinite { .. }
             | EngineError::Sampling(aquatint_diffusion::Error::NotFinite { .. })
     );
-    match model.non_finite() {
-        Some(weight) if numbers => weight.into(),
-        _ => error,
+    // Reads every weight, which a run that was merely stopped must not wait for.
+    if !numbers {
+        return error;
     }
+    model.non_finite().map_or(error, EngineError::from)
 }
 
 /// Tells the observer of stages, and keeps their times.

@@ -62,7 +62,7 @@ pub struct Request {
     pub seed: u64,
     /// Name of the generator of noise.
     pub rng: String,
-    /// Pictures made at once, with seeds `seed`, `seed + 1`, ...
+    /// Pictures of one run, with seeds `seed`, `seed + 1`, ...
     pub batch: u32,
     /// Layer of the text encoder, counted from the end (1 is the last).
     pub clip_skip: Option<u32>,
