@@ -23,7 +23,10 @@ mod simd;
 mod threads;
 
 pub use attention::{Attention, HeadsRef, Mask, attention};
-pub use conv::{Conv2d, ConvAlgorithm, Padding, conv2d};
+pub use conv::{
+    Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm, Padding, conv2d,
+    conv2d_backward_data, conv2d_backward_weight,
+};
 pub use elementwise::{
     TimestepEmbedding, activate, add, geglu, softmax_rows, timestep_embedding, upsample_nearest,
 };

@@ -2,8 +2,10 @@
 //!
 //! Each function takes the same argument as the kernel of its name and checks nothing beyond it.
 
+use crate::conv::ConvShape;
 use crate::{
-    Activation, Attention, Conv2d, Gemm, GroupNorm, KernelError, LayerNorm, RhsLayout, RmsNorm,
+    Activation, Attention, Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, Gemm, GroupNorm,
+    KernelError, LayerNorm, RhsLayout, RmsNorm,
 };
 
 /// The oracle of [`crate::gemm`].
@@ -45,7 +47,7 @@ pub fn gemm(g: Gemm<'_>) -> Result<(), KernelError> {
 pub fn conv2d(conv: Conv2d<'_>) -> Result<(), KernelError> {
     conv.check()?;
     let (oh, ow) = conv.out_size();
-    let (h, w) = conv.seen_size();
+    let (h, w) = conv.shape().seen_size();
     let scale = if conv.upsample { 2 } else { 1 };
     let (kh, kw) = conv.kernel;
     let cin = conv.in_channels;
@@ -66,6 +68,79 @@ pub fn conv2d(conv: Conv2d<'_>) -> Result<(), KernelError> {
         }
         let residual = conv.residual.map_or(0.0, |r| f64::from(r[at]));
         conv.out[at] = (conv.activation.apply(sum) + residual) as f32;
+    }
+    Ok(())
+}
+
+/// Calls `f(input pixel, output pixel, tap)` for every place of every window that lies on the image.
+fn for_each_place(shape: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+    let ((oh, ow), (h, w)) = (shape.out_size(), shape.seen_size());
+    let scale = if shape.upsample { 2 } else { 1 };
+    let taps = shape.kernel.0 * shape.kernel.1;
+    for pixel in 0..shape.batch * oh * ow {
+        let (b, oy, ox) = (pixel / ow / oh, pixel / ow % oh, pixel % ow);
+        for tap in 0..taps {
+            let (r, s) = (tap / shape.kernel.1, tap % shape.kernel.1);
+            let y = (oy * shape.stride + r).wrapping_sub(shape.padding.top);
+            let x = (ox * shape.stride + s).wrapping_sub(shape.padding.left);
+            if y < h && x < w {
+                let line = b * shape.size.0 + y / scale;
+                f(line * shape.size.1 + x / scale, pixel, tap);
+            }
+        }
+    }
+}
+
+/// The oracle of [`crate::conv2d_backward_data`].
+///
+/// # Errors
+/// As the kernel.
+pub fn conv2d_backward_data(conv: Conv2dBackwardData<'_>) -> Result<(), KernelError> {
+    let shape = conv.check()?;
+    let (cin, cout) = (shape.in_channels, shape.out_channels);
+    let taps = shape.kernel.0 * shape.kernel.1;
+    let mut sums = vec![0.0; conv.dx.len()];
+    for_each_place(&shape, |input, output, tap| {
+        for c in 0..cin {
+            for o in 0..cout {
+                let weight = conv.weight.get((o * cin + c) * taps + tap);
+                sums[input * cin + c] += f64::from(conv.dy[output * cout + o]) * f64::from(weight);
+            }
+        }
+    });
+    for (dx, sum) in conv.dx.iter_mut().zip(sums) {
+        *dx = sum as f32;
+    }
+    Ok(())
+}
+
+/// The oracle of [`crate::conv2d_backward_weight`].
+///
+/// # Errors
+/// As the kernel.
+pub fn conv2d_backward_weight(conv: Conv2dBackwardWeight<'_>) -> Result<(), KernelError> {
+    let shape = conv.check()?;
+    let (cin, cout) = (shape.in_channels, shape.out_channels);
+    let taps = shape.kernel.0 * shape.kernel.1;
+    let mut sums = vec![0.0; conv.dw.len()];
+    for_each_place(&shape, |input, output, tap| {
+        for o in 0..cout {
+            let dy = f64::from(conv.dy[output * cout + o]);
+            for c in 0..cin {
+                sums[(o * cin + c) * taps + tap] += dy * f64::from(conv.x[input * cin + c]);
+            }
+        }
+    });
+    for (dw, sum) in conv.dw.iter_mut().zip(sums) {
+        *dw = sum as f32;
+    }
+    if let Some(dbias) = conv.dbias {
+        let rows = conv.dy.len() / (dbias.len() / cout.max(1)).max(1);
+        for (at, value) in dbias.iter_mut().enumerate() {
+            let image = &conv.dy[at / cout * rows..][..rows];
+            let column = image.iter().skip(at % cout).step_by(cout);
+            *value = column.map(|&v| f64::from(v)).sum::<f64>() as f32;
+        }
     }
     Ok(())
 }

@@ -3,16 +3,15 @@
 
 use std::ops::Range;
 
-use super::Conv2d;
-use crate::gemm::driver::{Product, SharedOut};
-use crate::gemm::finish::Finish;
+use super::Window;
+use crate::gemm::driver::Product;
 use crate::gemm::pack::{KBlock, Lhs, MatLhs, Weights};
 use crate::gemm::params::A_STRIDE;
 use crate::{Isa, RhsLayout};
 
-pub(super) fn run(isa: Isa, mut conv: Conv2d<'_>) {
-    let out = SharedOut::new(std::mem::take(&mut conv.out));
-    let (oh, ow) = conv.out_size();
+pub(super) fn run(isa: Isa, conv: &Window<'_>) {
+    let out = conv.out;
+    let (oh, ow) = conv.out_size;
     let taps = conv.kernel.0 * conv.kernel.1;
     let (m, n, channels) = (conv.batch * oh * ow, conv.out_channels, conv.in_channels);
     let weights = Weights {
@@ -22,9 +21,12 @@ pub(super) fn run(isa: Isa, mut conv: Conv2d<'_>) {
         row_stride: channels * taps,
         taps,
     };
-    let finish = conv.finish();
-    let plain =
-        taps == 1 && conv.stride == 1 && !conv.upsample && conv.padding == Default::default();
+    let finish = conv.finish;
+    let plain = taps == 1
+        && conv.stride == 1
+        && !conv.upsample
+        && conv.origin == (0, 0)
+        && conv.out_size == conv.size;
     if plain {
         let lhs = MatLhs {
             data: conv.x,
@@ -42,11 +44,7 @@ pub(super) fn run(isa: Isa, mut conv: Conv2d<'_>) {
         }
         .run(isa);
     } else {
-        let lhs = Patches {
-            conv: &conv,
-            out_size: (oh, ow),
-            seen: conv.seen_size(),
-        };
+        let lhs = Patches { conv };
         Product {
             m,
             n,
@@ -61,48 +59,26 @@ pub(super) fn run(isa: Isa, mut conv: Conv2d<'_>) {
     }
 }
 
-impl Conv2d<'_> {
-    /// The epilogue over rows that are output pixels.
-    pub(super) fn finish(&self) -> Finish<'_> {
-        let (oh, ow) = self.out_size();
-        let per_image = self.bias.is_some_and(|b| b.len() != self.out_channels);
-        Finish {
-            bias: self.bias,
-            rows_per_bias: if per_image { oh * ow } else { usize::MAX },
-            n: self.out_channels,
-            activation: self.activation,
-            residual: self.residual.map(|r| (r, self.out_channels)),
-        }
-    }
-}
-
 /// Rows are output pixels; a row is the window's channels, tap after tap.
 struct Patches<'a, 'b> {
-    conv: &'a Conv2d<'b>,
-    out_size: (usize, usize),
-    seen: (usize, usize),
+    conv: &'a Window<'b>,
 }
 
 impl Lhs for Patches<'_, '_> {
     #[inline(always)]
     fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
         let conv = self.conv;
-        let (oh, ow) = self.out_size;
-        let shift = u32::from(conv.upsample);
+        let (oh, ow) = conv.out_size;
         let len = block.channels.len();
         for (i, row) in rows.enumerate() {
             let (line, ox) = (row / ow, row % ow);
             let (b, oy) = (line / oh, line % oh);
             for (slot, tap) in block.taps.clone().enumerate() {
                 let (r, s) = (tap / conv.kernel.1, tap % conv.kernel.1);
-                // Above or left of the image these wrap to huge numbers.
-                let y = (oy * conv.stride + r).wrapping_sub(conv.padding.top);
-                let x = (ox * conv.stride + s).wrapping_sub(conv.padding.left);
+                let (y, x) = (oy * conv.stride + r, ox * conv.stride + s);
                 let dst = &mut panel[i * A_STRIDE + slot * len..][..len];
-                if y < self.seen.0 && x < self.seen.1 {
-                    let pixel = (b * conv.height + (y >> shift)) * conv.width + (x >> shift);
-                    let at = pixel * conv.in_channels + block.channels.start;
-                    dst.copy_from_slice(&conv.x[at..][..len]);
+                if let Some(pixel) = conv.pixel(b, y, x) {
+                    dst.copy_from_slice(&conv.x[pixel + block.channels.start..][..len]);
                 } else {
                     dst.fill(0.0);
                 }

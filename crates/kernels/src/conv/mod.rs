@@ -1,11 +1,22 @@
 //! 2-D convolution, channels last, with fused upsample, bias, activation and residual.
 
-use crate::error::{KernelError, exactly, product};
+use crate::error::{KernelError, exactly};
+use crate::gemm::driver::SharedOut;
+use crate::gemm::finish::Finish;
 use crate::{Activation, Isa, RhsData};
 
+mod backward_data;
+mod backward_weight;
 mod direct;
+mod shape;
 mod transform;
+mod window;
 mod winograd;
+
+pub use backward_data::{Conv2dBackwardData, conv2d_backward_data};
+pub use backward_weight::{Conv2dBackwardWeight, conv2d_backward_weight};
+pub(crate) use shape::ConvShape;
+use window::Window;
 
 /// Zeros around the image, in pixels of the (upsampled) input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,74 +96,38 @@ pub struct Conv2d<'a> {
 }
 
 impl Conv2d<'_> {
-    /// Input size as the window sees it: doubled when `upsample` is set.
-    pub(crate) fn seen_size(&self) -> (usize, usize) {
-        let scale = if self.upsample { 2 } else { 1 };
-        (
-            self.height.saturating_mul(scale),
-            self.width.saturating_mul(scale),
-        )
+    pub(crate) fn shape(&self) -> ConvShape {
+        ConvShape {
+            batch: self.batch,
+            size: (self.height, self.width),
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            kernel: self.kernel,
+            stride: self.stride,
+            padding: self.padding,
+            upsample: self.upsample,
+        }
     }
 
     /// Rows and columns of the output; 0 when the kernel is larger than the padded input.
     pub fn out_size(&self) -> (usize, usize) {
-        let (h, w) = self.seen_size();
-        let p = &self.padding;
-        let size = |n: usize, before: usize, after: usize, kernel: usize| {
-            let padded = n.saturating_add(before).saturating_add(after);
-            if kernel == 0 || padded < kernel {
-                0
-            } else {
-                (padded - kernel) / self.stride.max(1) + 1
-            }
-        };
-        (
-            size(h, p.top, p.bottom, self.kernel.0),
-            size(w, p.left, p.right, self.kernel.1),
-        )
+        self.shape().out_size()
     }
 
     pub(crate) fn check(&self) -> Result<(), KernelError> {
-        if self.stride == 0 {
-            return Err(KernelError::Size {
-                what: "stride",
-                expected: "be at least 1",
-                found: 0,
-            });
-        }
-        if self.kernel.0 == 0 || self.kernel.1 == 0 {
-            return Err(KernelError::Size {
-                what: "kernel",
-                expected: "be at least 1x1",
-                found: 0,
-            });
-        }
-        let (oh, ow) = self.out_size();
-        let out = product(&[self.batch, oh, ow, self.out_channels]);
-        exactly(
-            "x",
-            self.x.len(),
-            product(&[self.batch, self.height, self.width, self.in_channels]),
-        )?;
-        let weight = product(&[
-            self.out_channels,
-            self.in_channels,
-            self.kernel.0,
-            self.kernel.1,
-        ]);
-        exactly("weight", self.weight.len(), weight)?;
-        exactly("out", self.out.len(), out)?;
+        let shape = self.shape();
+        shape.check()?;
+        exactly("x", self.x.len(), shape.x_len())?;
+        exactly("weight", self.weight.len(), shape.weight_len())?;
+        exactly("out", self.out.len(), shape.out_len())?;
         if let Some(bias) = self.bias
             && bias.len() != self.out_channels
         {
-            exactly(
-                "bias",
-                bias.len(),
-                product(&[self.batch, self.out_channels]),
-            )?;
+            let expected = self.batch.saturating_mul(self.out_channels);
+            exactly("bias", bias.len(), expected)?;
         }
         if let Some(residual) = self.residual {
-            exactly("residual", residual.len(), out)?;
+            exactly("residual", residual.len(), shape.out_len())?;
         }
         Ok(())
     }
@@ -168,51 +143,46 @@ impl Conv2d<'_> {
             }
         })
     }
-}
 
-impl Conv2d<'_> {
     /// [`conv2d`] with the instructions of `isa`.
     ///
     /// # Errors
     /// As [`conv2d`].
     pub fn run(self, isa: Isa) -> Result<(), KernelError> {
         self.check()?;
-        if !self.out.is_empty() {
-            match self.resolve() {
-                ConvAlgorithm::Winograd2 => winograd::run::<2>(isa, self),
-                ConvAlgorithm::Winograd4 => winograd::run::<4>(isa, self),
-                ConvAlgorithm::Auto | ConvAlgorithm::Direct => direct::run(isa, self),
-            }
+        if self.out.is_empty() {
+            return Ok(());
         }
+        let out_size = self.out_size();
+        let n = self.out_channels;
+        let per_image = self.bias.is_some_and(|b| b.len() != n);
+        let window = Window {
+            x: self.x,
+            batch: self.batch,
+            size: (self.height, self.width),
+            upsample: self.upsample,
+            in_channels: self.in_channels,
+            out_channels: n,
+            kernel: self.kernel,
+            stride: self.stride,
+            origin: (-(self.padding.top as isize), -(self.padding.left as isize)),
+            weight: self.weight,
+            out_size,
+            out: SharedOut::new(self.out),
+            finish: Finish {
+                bias: self.bias,
+                rows_per_bias: if per_image {
+                    out_size.0 * out_size.1
+                } else {
+                    usize::MAX
+                },
+                n,
+                activation: self.activation,
+                residual: self.residual.map(|r| (r, n)),
+            },
+        };
+        window.run(isa, self.algorithm);
         Ok(())
-    }
-}
-
-impl Conv2d<'_> {
-    /// The algorithm that runs.
-    fn resolve(&self) -> ConvAlgorithm {
-        let (oh, ow) = self.out_size();
-        if self.kernel != (3, 3) || self.stride != 1 || self.in_channels == 0 {
-            return ConvAlgorithm::Direct;
-        }
-        if self.algorithm != ConvAlgorithm::Auto {
-            return self.algorithm;
-        }
-        // Thin layers are bound by the transforms.
-        if self.in_channels < 32 || self.out_channels < 32 {
-            return ConvAlgorithm::Direct;
-        }
-        // Products a channel, and what preparing the weights costs, in units of that (measured: about 12 tiles).
-        let tiles = |side: usize| self.batch * oh.div_ceil(side) * ow.div_ceil(side) + 12;
-        let costs = [
-            (tiles(4) * 36, ConvAlgorithm::Winograd4),
-            (tiles(2) * 16, ConvAlgorithm::Winograd2),
-            (tiles(1) * 9, ConvAlgorithm::Direct),
-        ];
-        costs
-            .into_iter()
-            .min_by_key(|c| c.0)
-            .map_or(ConvAlgorithm::Direct, |c| c.1)
     }
 }
 

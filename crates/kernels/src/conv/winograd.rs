@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::Conv2d;
+use super::Window;
 use super::transform::{SIDE, columns, input_line, output_line, weight_line};
 use crate::gemm::driver::{SharedOut, for_each};
 use crate::gemm::finish::Finish;
@@ -25,10 +25,10 @@ const BLOCK_TILES: usize = 126;
 /// Floats of transformed inputs held at once (24 MiB).
 const HELD: usize = 6 << 20;
 
-pub(super) fn run<const M: usize>(isa: Isa, mut conv: Conv2d<'_>) {
-    let out = SharedOut::new(std::mem::take(&mut conv.out));
+pub(super) fn run<const M: usize>(isa: Isa, conv: &Window<'_>) {
+    let out = conv.out;
     let (mr, nr) = isa.tile_size();
-    let plan = Plan::<M>::new(&conv, mr);
+    let plan = Plan::<M>::new(conv, mr);
     let work = plan
         .tiles
         .saturating_mul(conv.in_channels * conv.out_channels);
@@ -58,7 +58,7 @@ pub(super) fn run<const M: usize>(isa: Isa, mut conv: Conv2d<'_>) {
             };
             let tiles = plan.panel_tiles(blocks.start + block, panel);
             isa.run(TransformInputs {
-                conv: &conv,
+                conv,
                 plan: &plan,
                 tiles,
                 chunk,
@@ -69,9 +69,9 @@ pub(super) fn run<const M: usize>(isa: Isa, mut conv: Conv2d<'_>) {
         for_each(blocks.len() * column_panels, parallel, |i| {
             let (block, column) = (i / column_panels, i % column_panels);
             isa.run(Columns {
-                conv: &conv,
+                conv,
                 plan: &plan,
-                finish: conv.finish(),
+                finish: conv.finish,
                 inputs: &inputs[block * plan.block_len()..][..plan.block_len()],
                 block: blocks.start + block,
                 cols: column * nr..conv.out_channels.min((column + 1) * nr),
@@ -96,8 +96,8 @@ struct Plan<const M: usize> {
 }
 
 impl<const M: usize> Plan<M> {
-    fn new(conv: &Conv2d<'_>, mr: usize) -> Self {
-        let out_size = conv.out_size();
+    fn new(conv: &Window<'_>, mr: usize) -> Self {
+        let out_size = conv.out_size;
         let grid = (out_size.0.div_ceil(M), out_size.1.div_ceil(M));
         let tiles = conv.batch * grid.0 * grid.1;
         let chunks = conv.in_channels.div_ceil(CHUNK);
@@ -156,7 +156,7 @@ impl<const M: usize> Plan<M> {
 }
 
 struct TransformInputs<'a, 'b, const M: usize> {
-    conv: &'a Conv2d<'b>,
+    conv: &'a Window<'b>,
     plan: &'a Plan<M>,
     tiles: Range<usize>,
     chunk: usize,
@@ -209,17 +209,10 @@ impl<const M: usize> TransformInputs<'_, '_, M> {
     fn pixels(&self, tile: usize) -> [[usize; SIDE]; SIDE] {
         let conv = self.conv;
         let (image, oy, ox) = self.plan.place(tile);
-        let (h, w) = conv.seen_size();
-        let shift = u32::from(conv.upsample);
         let mut pixels = [[usize::MAX; SIDE]; SIDE];
         for (r, line) in pixels.iter_mut().enumerate().take(M + 2) {
-            let y = (oy + r).wrapping_sub(conv.padding.top);
             for (q, pixel) in line.iter_mut().enumerate().take(M + 2) {
-                let x = (ox + q).wrapping_sub(conv.padding.left);
-                if y < h && x < w {
-                    let at = (image * conv.height + (y >> shift)) * conv.width + (x >> shift);
-                    *pixel = at * conv.in_channels;
-                }
+                *pixel = conv.pixel(image, oy + r, ox + q).unwrap_or(usize::MAX);
             }
         }
         pixels
@@ -228,7 +221,7 @@ impl<const M: usize> TransformInputs<'_, '_, M> {
 
 /// A panel of output channels over a block of tiles.
 struct Columns<'a, 'b, const M: usize> {
-    conv: &'a Conv2d<'b>,
+    conv: &'a Window<'b>,
     plan: &'a Plan<M>,
     finish: Finish<'a>,
     inputs: &'a [f32],

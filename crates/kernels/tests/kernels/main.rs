@@ -7,6 +7,7 @@
 
 mod attention;
 mod conv;
+mod conv_backward;
 mod gemm;
 mod rows;
 

@@ -1,0 +1,85 @@
+//! A convolution as its loops see it, and the choice of the loops.
+
+use super::{ConvAlgorithm, direct, winograd};
+use crate::gemm::driver::SharedOut;
+use crate::gemm::finish::Finish;
+use crate::{Isa, RhsData};
+
+/// A checked convolution whose output is not empty. Unlike [`crate::Conv2d`] it may begin and end anywhere, inside
+/// the input too.
+#[derive(Clone, Copy)]
+pub(super) struct Window<'a> {
+    pub x: &'a [f32],
+    pub batch: usize,
+    /// Rows and columns of the input, before the upsample.
+    pub size: (usize, usize),
+    pub upsample: bool,
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub kernel: (usize, usize),
+    pub stride: usize,
+    /// Row and column of the (upsampled) input under the first place of the first window.
+    pub origin: (isize, isize),
+    pub weight: RhsData<'a>,
+    pub out_size: (usize, usize),
+    pub out: SharedOut,
+    pub finish: Finish<'a>,
+}
+
+impl Window<'_> {
+    /// Input size as the window sees it.
+    pub(super) fn seen_size(&self) -> (usize, usize) {
+        let shift = u32::from(self.upsample);
+        (self.size.0 << shift, self.size.1 << shift)
+    }
+
+    /// First element of the input pixel that image `image` shows at `y`, `x` of the window's coordinates (before
+    /// the origin); `None` outside the image.
+    #[inline(always)]
+    pub(super) fn pixel(&self, image: usize, y: usize, x: usize) -> Option<usize> {
+        let (h, w) = self.seen_size();
+        // Above or left of the image these wrap to huge numbers.
+        let y = y.wrapping_add_signed(self.origin.0);
+        let x = x.wrapping_add_signed(self.origin.1);
+        let shift = u32::from(self.upsample);
+        (y < h && x < w).then(|| {
+            let line = image * self.size.0 + (y >> shift);
+            (line * self.size.1 + (x >> shift)) * self.in_channels
+        })
+    }
+
+    /// Computes the convolution on the current pool.
+    pub(super) fn run(&self, isa: Isa, algorithm: ConvAlgorithm) {
+        match self.resolve(algorithm) {
+            ConvAlgorithm::Winograd2 => winograd::run::<2>(isa, self),
+            ConvAlgorithm::Winograd4 => winograd::run::<4>(isa, self),
+            ConvAlgorithm::Auto | ConvAlgorithm::Direct => direct::run(isa, self),
+        }
+    }
+
+    /// The algorithm that runs.
+    fn resolve(&self, algorithm: ConvAlgorithm) -> ConvAlgorithm {
+        let (oh, ow) = self.out_size;
+        if self.kernel != (3, 3) || self.stride != 1 || self.in_channels == 0 {
+            return ConvAlgorithm::Direct;
+        }
+        if algorithm != ConvAlgorithm::Auto {
+            return algorithm;
+        }
+        // Thin layers are bound by the transforms.
+        if self.in_channels < 32 || self.out_channels < 32 {
+            return ConvAlgorithm::Direct;
+        }
+        // Products a channel, and what preparing the weights costs, in units of that (measured: about 12 tiles).
+        let tiles = |side: usize| self.batch * oh.div_ceil(side) * ow.div_ceil(side) + 12;
+        let costs = [
+            (tiles(4) * 36, ConvAlgorithm::Winograd4),
+            (tiles(2) * 16, ConvAlgorithm::Winograd2),
+            (tiles(1) * 9, ConvAlgorithm::Direct),
+        ];
+        costs
+            .into_iter()
+            .min_by_key(|c| c.0)
+            .map_or(ConvAlgorithm::Direct, |c| c.1)
+    }
+}
