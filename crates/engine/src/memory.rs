@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aquatint_ops::buffer;
 use serde::Serialize;
 
 /// Memory of this process, in bytes.
@@ -12,7 +13,8 @@ pub struct Memory {
     pub resident: u64,
     /// Highest resident so far.
     pub peak_resident: u64,
-    /// Live allocations, when the program counts them (see [`set_live_probe`]).
+    /// Live allocations, those in the pool of buffers included, when the program counts them (see
+    /// [`set_live_probe`]).
     pub live: Option<u64>,
 }
 
@@ -33,7 +35,7 @@ pub fn now() -> Memory {
     Memory {
         resident,
         peak_resident: high_water().unwrap_or(0).max(peak),
-        live: LIVE.get().map(|probe| probe()),
+        live: LIVE.get().map(|probe| probe() + buffer::stats().in_use),
     }
 }
 

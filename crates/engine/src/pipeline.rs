@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aquatint_diffusion::{GuidedDenoiser, Plan, SamplerOptions, sample};
 use aquatint_models::Checkpoint;
-use aquatint_ops::Device;
+use aquatint_ops::{Device, buffer};
 use serde::Serialize;
 
 use crate::decode::Decoder;
@@ -80,6 +80,10 @@ pub fn generate(
         .run(Stage::TextEncode, || text::encode(&conditioner, request))
         .map_err(|error| blame_weights(error, model))?;
     drop(conditioner);
+    for part in &model.text {
+        part.encoder.source.release_pages();
+    }
+    buffer::release();
     for dropped in &encoded.dropped {
         stages.warn(format!(
             "the prompt is too long; this had no effect: {dropped:?}"
@@ -93,9 +97,12 @@ pub fn generate(
     let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let latents = denoise(&mut stages, network, &plan, model, request)
         .map_err(|error| blame_weights(error, model))?;
+    model.unet.source.release_pages();
+    buffer::release();
 
     let pictures = decode(&mut stages, &decoder, &latents, request)
         .map_err(|error| blame_weights(error, model))?;
+    buffer::release();
     let seeds = request.seeds();
     Ok(Run {
         pictures: seeds.into_iter().zip(pictures).collect(),

@@ -10,7 +10,9 @@
 //!
 //! [`reference`](mod@reference) holds a naive version of every kernel, with `f64` accumulation.
 
+mod arena;
 mod attention;
+pub mod buffer;
 mod conv;
 mod elementwise;
 mod error;
@@ -18,11 +20,13 @@ mod gemm;
 mod norm;
 mod peak;
 pub mod reference;
+mod rows;
 mod scratch;
 mod simd;
 mod threads;
 
 pub use attention::{Attention, HeadsRef, Mask, attention};
+pub use buffer::Buffer;
 pub use conv::{
     Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm, Padding, conv2d,
     conv2d_backward_data, conv2d_backward_weight,
@@ -34,4 +38,5 @@ pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm, group_norm, layer_norm, rms_norm};
 pub use peak::peak_gflops;
+pub use rows::join_rows;
 pub use simd::Isa;

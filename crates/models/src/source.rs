@@ -58,6 +58,12 @@ impl CheckpointSource {
             .sum()
     }
 
+    /// Takes the component's pages out of this process's memory, when it is not needed for now. What is read again
+    /// comes from the system's cache.
+    pub fn release_pages(&self) {
+        self.set.release_pages(&self.layout.prefix);
+    }
+
     /// The naming that the files follow.
     pub fn layout(&self) -> &Layout {
         &self.layout

@@ -3,10 +3,10 @@
 //! reference.
 
 use aquatint_kernels as kernels;
-use aquatint_kernels::{MatMut, MatRef, Rhs, RhsData};
+use aquatint_kernels::{Buffer, MatMut, MatRef, Rhs, RhsData};
 use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{Bytes, DType, Tensor};
+use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
@@ -38,14 +38,6 @@ impl Operand {
         // Contiguous and f32, by construction.
         self.0.as_slice::<f32>().unwrap_or_default()
     }
-
-    /// The buffer, in place where nobody else holds it, else a copy.
-    fn into_vec(self) -> Vec<f32> {
-        self.0
-            .into_data()
-            .try_into_vec::<f32>()
-            .expect("the operand is f32")
-    }
 }
 
 /// A contiguous weight in its storage type.
@@ -68,10 +60,35 @@ impl Weight {
     }
 }
 
-fn wrap<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+fn wrap<const D: usize>(values: Buffer, shape: [usize; D]) -> Tensor<D> {
     let layout = Layout::contiguous(shape.to_vec().into());
-    let primitive = FlexTensor::new(Bytes::from_elems(values), layout, DType::F32);
+    let primitive = FlexTensor::new(values.into_bytes(), layout, DType::F32);
     Tensor::from_primitive::<Flex>(primitive)
+}
+
+/// `work` on the values of a tensor that nobody else holds, in place; the tensor back when that cannot be.
+fn in_place<const D: usize>(
+    x: Tensor<D>,
+    work: impl FnOnce(&mut [f32]),
+) -> Result<Tensor<D>, Tensor<D>> {
+    // A tensor of another device, or one that autodiff tracks, is not taken apart.
+    let Ok(mut inner) = x.clone().try_into_primitive::<Flex>() else {
+        return Err(x);
+    };
+    let bytes = x.dims().iter().product::<usize>() * size_of::<f32>();
+    let whole =
+        inner.is_contiguous() && inner.layout().start_offset() == 0 && inner.bytes().len() == bytes;
+    if inner.dtype() != DType::F32 || !whole {
+        return Err(x);
+    }
+    drop(x);
+    match inner.try_storage_mut::<f32>() {
+        Some(values) => {
+            work(values);
+            Ok(Tensor::from_primitive::<Flex>(inner))
+        }
+        None => Err(Tensor::from_primitive::<Flex>(inner)),
+    }
 }
 
 /// Kernels check lengths; the shapes handed to them come from the tensors themselves.
@@ -93,7 +110,7 @@ pub(crate) fn linear<const D: usize>(
     let mut shape = x.dims();
     let m = shape[..D - 1].iter().product();
     shape[D - 1] = n;
-    let mut out = vec![0f32; m * n];
+    let mut out = Buffer::new(m * n);
     done(kernels::gemm(kernels::Gemm {
         batch: 1,
         m,
@@ -124,7 +141,7 @@ pub(crate) fn conv2d(
     let [out_channels, _, kh, kw] = weight.dims();
     let [oh, ow] = shape.output(height, width, [kh, kw]);
     let [top, bottom, left, right] = shape.padding;
-    let mut out = vec![0f32; batch * oh * ow * out_channels];
+    let mut out = Buffer::new(batch * oh * ow * out_channels);
     done(kernels::conv2d(kernels::Conv2d {
         x: input.values(),
         batch,
@@ -167,7 +184,7 @@ pub(crate) fn attention(
     let keys = k.dims()[1];
     let head_dim = channels / heads;
     let view = |data, tokens| kernels::HeadsRef::new(data, tokens, heads, head_dim);
-    let mut out = vec![0f32; batch * queries * channels];
+    let mut out = Buffer::new(batch * queries * channels);
     done(kernels::attention(kernels::Attention {
         batch,
         heads,
@@ -197,7 +214,7 @@ pub(crate) fn group_norm<const D: usize>(
 ) -> Option<Tensor<D>> {
     let (input, gamma, beta) = (Operand::new(x)?, Operand::new(gamma)?, Operand::new(beta)?);
     let shape = x.dims();
-    let mut out = vec![0f32; input.values().len()];
+    let mut out = Buffer::new(input.values().len());
     done(kernels::group_norm(kernels::GroupNorm {
         x: input.values(),
         batch: shape[0],
@@ -225,7 +242,7 @@ pub(crate) fn layer_norm<const D: usize>(
 ) -> Option<Tensor<D>> {
     let (input, gamma, beta) = (Operand::new(x)?, Operand::new(gamma)?, Operand::new(beta)?);
     let shape = x.dims();
-    let mut out = vec![0f32; input.values().len()];
+    let mut out = Buffer::new(input.values().len());
     done(kernels::layer_norm(kernels::LayerNorm {
         x: input.values(),
         cols: shape[D - 1],
@@ -237,19 +254,50 @@ pub(crate) fn layer_norm<const D: usize>(
     Some(wrap(out, shape))
 }
 
-pub(crate) fn activate<const D: usize>(x: &Tensor<D>, kind: Activation) -> Option<Tensor<D>> {
-    let mut out = Operand::new(x)?.into_vec();
+/// In place where nobody else holds `x`, else to a new tensor; `x` back when it is not a plain `Flex` tensor.
+pub(crate) fn activate<const D: usize>(
+    x: Tensor<D>,
+    kind: Activation,
+) -> Result<Tensor<D>, Tensor<D>> {
+    let x = match in_place(x, |values| kernels::activate(values, kind)) {
+        Ok(y) => return Ok(y),
+        Err(x) => x,
+    };
+    let Some(input) = Operand::new(&x) else {
+        return Err(x);
+    };
+    let mut out = Buffer::new(input.values().len());
+    out.copy_from_slice(input.values());
     kernels::activate(&mut out, kind);
-    Some(wrap(out, x.dims()))
+    Ok(wrap(out, x.dims()))
+}
+
+/// The channels of `a`, then those of `b`.
+pub(crate) fn join_channels<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> Option<Tensor<D>> {
+    let (first, second) = (Operand::new(a)?, Operand::new(b)?);
+    let (mut shape, more) = (a.dims(), b.dims()[D - 1]);
+    let columns = [shape[D - 1], more];
+    shape[D - 1] += more;
+    let mut out = Buffer::new(shape.iter().product());
+    done(kernels::join_rows(
+        [first.values(), second.values()],
+        columns,
+        &mut out,
+    ));
+    Some(wrap(out, shape))
 }
 
 pub(crate) fn geglu<const D: usize>(x: &Tensor<D>) -> Option<Tensor<D>> {
     let input = Operand::new(x)?;
     let mut shape = x.dims();
     shape[D - 1] /= 2;
-    let mut out = vec![0f32; shape.iter().product()];
+    let mut out = Buffer::new(shape.iter().product());
     done(kernels::geglu(input.values(), shape[D - 1], &mut out));
     Some(wrap(out, shape))
+}
+
+fn widen<T: Copy>(row: &mut [f32], from: &[T], to_f32: impl Fn(T) -> f32) {
+    row.iter_mut().zip(from).for_each(|(r, &v)| *r = to_f32(v));
 }
 
 /// The rows that are asked for, and no copy of the table.
@@ -257,13 +305,13 @@ pub(crate) fn embedding(table: &Tensor<2>, ids: &[Vec<u32>]) -> Option<Tensor<3>
     let weight = Weight::new(table)?;
     let [_, channels] = table.dims();
     let tokens = ids.first().map_or(0, Vec::len);
-    let mut out = Vec::with_capacity(ids.len() * tokens * channels);
-    for &id in ids.iter().flatten() {
+    let mut out = Buffer::new(ids.len() * tokens * channels);
+    for (row, &id) in out.chunks_exact_mut(channels).zip(ids.iter().flatten()) {
         let range = id as usize * channels..(id as usize + 1) * channels;
         match weight.data() {
-            RhsData::F16(d) => out.extend(d[range].iter().map(|v| v.to_f32())),
-            RhsData::BF16(d) => out.extend(d[range].iter().map(|v| v.to_f32())),
-            RhsData::F32(d) => out.extend_from_slice(&d[range]),
+            RhsData::F16(d) => widen(row, &d[range], f16::to_f32),
+            RhsData::BF16(d) => widen(row, &d[range], bf16::to_f32),
+            RhsData::F32(d) => row.copy_from_slice(&d[range]),
             _ => return None,
         }
     }

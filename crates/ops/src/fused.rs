@@ -155,9 +155,9 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
     if activation == Activation::None {
         return x;
     }
-    match flex::activate(&x, activation) {
-        Some(y) => y,
-        None => reference::activate(x, activation),
+    match flex::activate(x, activation) {
+        Ok(y) => y,
+        Err(x) => reference::activate(x, activation),
     }
 }
 
@@ -174,6 +174,17 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match flex::geglu(&x) {
         Some(y) => y,
         None => reference::geglu(x),
+    }
+}
+
+/// Two tensors side by side along the last axis.
+///
+/// # Shapes
+/// - a: `[.., n]`; b: `[.., m]`, its other axes as a's; output: `[.., n + m]`
+pub fn join_channels<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    match flex::join_channels(&a, &b) {
+        Some(y) => y,
+        None => Tensor::cat(vec![a, b], D - 1),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod nn;
 pub mod params;
 pub mod reference;
 
+pub use aquatint_kernels::buffer;
 pub use burn;
 pub use burn::tensor::{Device, Tensor};
 pub use error::OpsError;

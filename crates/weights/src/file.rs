@@ -1,9 +1,12 @@
 //! One open weight file.
 
-use crate::{Error, TensorView, formats, mmap};
+use crate::mmap::Mapping;
+use crate::{Error, TensorView, formats};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
+
+/// Bytes of a page, or fewer.
+const PAGE: usize = 4096;
 
 /// One open weight file: its tensors as views of the mapped bytes, and its metadata.
 #[derive(Debug)]
@@ -15,7 +18,7 @@ pub struct WeightFile {
     index: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
     /// The mapped file; `None` when the bytes came from elsewhere.
-    handle: Option<File>,
+    handle: Option<Mapping>,
 }
 
 impl WeightFile {
@@ -26,9 +29,9 @@ impl WeightFile {
     /// What cannot be opened, is of another format (see [`crate::FORMATS`]) or is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<WeightFile, Error> {
         let path = path.as_ref();
-        let (bytes, handle) = mmap::map_with_handle(path)?;
-        let mut file = formats::open(path, bytes)?;
-        file.handle = Some(handle);
+        let mapping = Mapping::open(path)?;
+        let mut file = formats::open(path, mapping.bytes())?;
+        file.handle = Some(mapping);
         Ok(file)
     }
 
@@ -96,6 +99,24 @@ impl WeightFile {
         &self.metadata
     }
 
+    /// Takes the pages of some tensors, by their places in the table, out of this process's memory. They stay in
+    /// the system's cache and are mapped again when they are read.
+    pub(crate) fn release_pages(&self, tensors: impl Iterator<Item = usize>) {
+        let Some(mapping) = &self.handle else { return };
+        let mut places: Vec<_> = tensors
+            .filter_map(|i| mapping.place(&self.tensors.get(i)?.data))
+            .collect();
+        places.sort_unstable_by_key(|place| place.start);
+        // Neighbours in one call; the bytes between them are padding, or a tensor that comes back when it is read.
+        let mut places = places.into_iter().peekable();
+        while let Some(mut part) = places.next() {
+            while let Some(next) = places.next_if(|next| next.start <= part.end + PAGE) {
+                part.end = part.end.max(next.end);
+            }
+            mapping.forget(part);
+        }
+    }
+
     /// Looks again whether the file is as long as when it was mapped; see [`crate::map_file`].
     ///
     /// # Errors
@@ -107,6 +128,7 @@ impl WeightFile {
             return Ok(());
         };
         let now = handle
+            .file
             .metadata()
             .map_err(|e| Error::io(&self.path, "read", e))?
             .len();

@@ -4,7 +4,9 @@ use crate::Error;
 use bytes::Bytes;
 use memmap2::Mmap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Refuses what is no regular file: a missing path, a folder, a device or a pipe (opening a pipe would
 /// wait for ever). Gives the length in bytes.
@@ -35,12 +37,71 @@ pub(crate) fn regular_file_len(path: &Path) -> Result<u64, Error> {
 ///
 /// A missing path, a folder, a device, an empty file, or one that cannot be opened or mapped.
 pub fn map_file(path: &Path) -> Result<Bytes, Error> {
-    map_with_handle(path).map(|(bytes, _)| bytes)
+    Mapping::open(path).map(|mapping| mapping.bytes())
 }
 
-/// [`map_file`], and the open file, whose length can be asked again whatever happens to the path.
+/// A mapped file, and the open file, whose length can be asked again whatever happens to the path.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping {
+    map: Arc<Mmap>,
+    pub(crate) file: Arc<File>,
+}
+
+impl Mapping {
+    /// Maps a file; see [`map_file`].
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let (map, file) = map_with_handle(path)?;
+        Ok(Self {
+            map: Arc::new(map),
+            file: Arc::new(file),
+        })
+    }
+
+    /// The file's bytes; they keep it mapped.
+    pub(crate) fn bytes(&self) -> Bytes {
+        struct Owner(Arc<Mmap>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        Bytes::from_owner(Owner(self.map.clone()))
+    }
+
+    /// Where in the file a slice of it lies; nothing when it is no slice of it.
+    pub(crate) fn place(&self, slice: &[u8]) -> Option<Range<usize>> {
+        let start = slice
+            .as_ptr()
+            .addr()
+            .checked_sub(self.map.as_ptr().addr())?;
+        let end = start.checked_add(slice.len())?;
+        (end <= self.map.len()).then_some(start..end)
+    }
+
+    /// Takes the pages of a part out of this process's memory. They stay in the system's cache, and come back
+    /// when they are read again.
+    #[cfg(unix)]
+    #[allow(unsafe_code)]
+    pub(crate) fn forget(&self, part: Range<usize>) {
+        let end = part.end.min(self.map.len());
+        let Some(len) = end.checked_sub(part.start).filter(|&len| len > 0) else {
+            return;
+        };
+        // SAFETY: the mapping is shared, read-only and never written, so that a page that is dropped is read from
+        // the file again with the same bytes. If the system refuses, the pages stay.
+        let _ = unsafe {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, part.start, len)
+        };
+    }
+
+    /// Elsewhere the pages stay.
+    #[cfg(not(unix))]
+    pub(crate) fn forget(&self, _part: Range<usize>) {}
+}
+
 #[allow(unsafe_code)]
-pub(crate) fn map_with_handle(path: &Path) -> Result<(Bytes, File), Error> {
+fn map_with_handle(path: &Path) -> Result<(Mmap, File), Error> {
     if regular_file_len(path)? == 0 {
         return Err(Error::Empty { path: path.into() });
     }
@@ -61,5 +122,5 @@ pub(crate) fn map_with_handle(path: &Path) -> Result<(Bytes, File), Error> {
             now: len,
         });
     }
-    Ok((Bytes::from_owner(map), file))
+    Ok((map, file))
 }

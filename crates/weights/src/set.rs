@@ -137,6 +137,16 @@ impl WeightSet {
             .take_while(move |(n, _)| n.starts_with(prefix))
     }
 
+    /// Takes the pages of the tensors whose names start with `prefix` out of this process's memory: for a
+    /// component that is not needed for now. The files stay mapped, and what is read again comes from the system's
+    /// cache.
+    pub fn release_pages(&self, prefix: &str) {
+        for (i, file) in self.files.iter().enumerate() {
+            let of_file = self.under(prefix).map(|(_, entry)| entry);
+            file.release_pages(of_file.filter(|e| e.file == i).map(|e| e.tensor));
+        }
+    }
+
     /// Type and shape of a tensor, as it will be taken.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.entries.get(name).map(|e| &e.info)

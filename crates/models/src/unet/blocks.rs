@@ -1,5 +1,6 @@
 //! The blocks of the way down, the middle and the way up.
 
+use aquatint_ops::fused::join_channels;
 use aquatint_ops::{OpsError, Params, Tensor};
 use burn::module::Module;
 
@@ -227,7 +228,7 @@ impl UpBlock {
     ) -> Tensor<4> {
         for (j, resnet) in self.resnets.iter().enumerate() {
             if let Some(skip) = skips.pop() {
-                x = Tensor::cat(vec![x, skip], 3);
+                x = join_channels(x, skip);
             }
             x = pass.resnet(resnet, x, at, j);
             x = pass.attention(self.attentions.get(j), x, at, j);

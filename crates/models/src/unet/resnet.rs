@@ -86,13 +86,14 @@ impl ResnetBlock {
         time: Option<&Tensor<2>>,
         norm_silu: &mut NormSilu<'_>,
     ) -> Tensor<4> {
-        let h = norm_silu(&self.norm1, x.clone());
+        // The shortcut first: after it, the norm may work in the input's place.
+        let (shortcut, x) = match &self.conv_shortcut {
+            Some(conv) => (conv.forward(x.clone()), x),
+            None => (x.clone(), x),
+        };
+        let h = norm_silu(&self.norm1, x);
         let h = self.first_conv(h, time);
         let h = norm_silu(&self.norm2, h);
-        let shortcut = match &self.conv_shortcut {
-            Some(conv) => conv.forward(x),
-            None => x,
-        };
         let y = self.conv2.forward_with(h, Activation::None, Some(shortcut));
         match self.output_scale == 1.0 {
             true => y,
