@@ -103,6 +103,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn vec_of(range: Range<usize>) -> Vec<Range<usize>> {
+        std::iter::once(range).collect()
+    }
+
     #[test]
     fn what_was_given_back_is_taken_again() {
         let mut arena = Arena::new(8 * PAGE);
@@ -115,7 +119,7 @@ mod tests {
         assert_eq!(arena.take(2 * PAGE).unwrap(), (0, 0));
         arena.give(0, 2 * PAGE);
         arena.give(b, PAGE);
-        assert_eq!(arena.untouch(usize::MAX), [0..4 * PAGE]);
+        assert_eq!(arena.untouch(usize::MAX), vec_of(0..4 * PAGE));
         assert_eq!(arena.touched(), 0);
         assert_eq!(arena.take(8 * PAGE).unwrap(), (0, 8));
         assert_eq!(arena.take(GRAIN), None);
@@ -127,10 +131,10 @@ mod tests {
         let (a, _) = arena.take(PAGE + GRAIN).unwrap();
         let (b, _) = arena.take(PAGE).unwrap();
         arena.give(a, PAGE + GRAIN);
-        assert_eq!(arena.untouch(usize::MAX), [0..PAGE]);
+        assert_eq!(arena.untouch(usize::MAX), vec_of(0..PAGE));
         arena.give(b, PAGE);
-        assert_eq!(arena.untouch(1), [2 * PAGE..3 * PAGE]);
-        assert_eq!(arena.untouch(9), [PAGE..2 * PAGE]);
+        assert_eq!(arena.untouch(1), vec_of(2 * PAGE..3 * PAGE));
+        assert_eq!(arena.untouch(9), vec_of(PAGE..2 * PAGE));
     }
 
     proptest! {

@@ -66,6 +66,10 @@ fn wrap<const D: usize>(values: Buffer, shape: [usize; D]) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(primitive)
 }
 
+#[allow(
+    clippy::result_large_err,
+    reason = "the tensor comes back, and no error is made"
+)]
 /// `work` on the values of a tensor that nobody else holds, in place; the tensor back when that cannot be.
 fn in_place<const D: usize>(
     x: Tensor<D>,
@@ -254,6 +258,10 @@ pub(crate) fn layer_norm<const D: usize>(
     Some(wrap(out, shape))
 }
 
+#[allow(
+    clippy::result_large_err,
+    reason = "the tensor comes back, and no error is made"
+)]
 /// In place where nobody else holds `x`, else to a new tensor; `x` back when it is not a plain `Flex` tensor.
 pub(crate) fn activate<const D: usize>(
     x: Tensor<D>,
