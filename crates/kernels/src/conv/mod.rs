@@ -9,7 +9,6 @@ mod backward_data;
 mod backward_weight;
 mod direct;
 mod shape;
-mod transform;
 mod window;
 mod winograd;
 

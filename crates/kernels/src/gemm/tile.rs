@@ -86,7 +86,7 @@ pub(crate) unsafe fn tile<
 /// Row stride of [`ALayout::Rows`].
 pub(crate) const ROWS: usize = A_STRIDE;
 /// Row stride of [`ALayout::ShortRows`]: a panel without gaps, whose rows are never longer than this.
-pub(crate) const SHORT_STRIDE: usize = 64;
+pub(crate) const SHORT_STRIDE: usize = 160;
 
 /// Calls the [`tile`] whose fixed size fits `args`. `$nv` is the widest number of vectors, `$mr` the most rows.
 macro_rules! dispatch_rows {

@@ -99,7 +99,7 @@ pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S:
 macro_rules! columns {
     ($s:expr, $line:path, $x:expr, [$($row:literal)*], $cols:expr, $out:expr) => {{
         let (s, x) = ($s, $x);
-        let mut turned = [[s.zero(); $crate::conv::transform::SIDE]; $crate::conv::transform::SIDE];
+        let mut turned = [[s.zero(); $crate::conv::winograd::transform::SIDE]; $crate::conv::winograd::transform::SIDE];
         for c in 0..$cols {
             let column = $line(s, [$(x[$row][c]),*]);
             for r in 0..$out {

@@ -1,0 +1,96 @@
+//! Times convolutions of given shapes.
+//!
+//! `cargo run --release -p aquatint-kernels --example bench_conv -- [threads] [repeats] SPEC..`, where a SPEC is
+//! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-ALGORITHM]`, an algorithm one of a (auto), d, 2, 4, or with `u` before it
+//! for a doubled input; prints median and best milliseconds.
+#![allow(clippy::print_stdout, reason = "a program for people to read")]
+
+use std::time::Instant;
+
+use aquatint_kernels::{Activation, Conv2d, ConvAlgorithm, Padding, RhsData, conv2d};
+use half::f16;
+
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn time(spec: &str, repeats: usize) {
+    let numbers: Vec<usize> = spec
+        .split(['x', '-'])
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    let &[batch, height, width, cin, cout, kernel, stride, ..] = numbers.as_slice() else {
+        println!("{spec}: not a shape");
+        return;
+    };
+    let algorithm = match spec.as_bytes().last() {
+        Some(b'd') => ConvAlgorithm::Direct,
+        Some(b'2') if numbers.len() > 7 => ConvAlgorithm::Winograd2,
+        Some(b'4') if numbers.len() > 7 => ConvAlgorithm::Winograd4,
+        _ => ConvAlgorithm::Auto,
+    };
+    let upsample = spec.contains('u');
+    let scale = if upsample { 2 } else { 1 };
+    let side = |n: usize| (n * scale + 2 * (kernel / 2) - kernel) / stride + 1;
+    let x = noise(batch * height * width * cin, 1);
+    let weight: Vec<f16> = noise(cin * cout * kernel * kernel, 2)
+        .into_iter()
+        .map(f16::from_f32)
+        .collect();
+    let mut out = vec![0.0f32; batch * side(height) * side(width) * cout];
+    let mut times = Vec::new();
+    for _ in 0..=repeats {
+        let start = Instant::now();
+        conv2d(Conv2d {
+            x: &x,
+            batch,
+            height,
+            width,
+            in_channels: cin,
+            out_channels: cout,
+            kernel: (kernel, kernel),
+            weight: RhsData::F16(&weight),
+            bias: None,
+            stride,
+            padding: Padding::all(kernel / 2),
+            upsample,
+            activation: Activation::None,
+            residual: None,
+            out: &mut out,
+            algorithm,
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let flops = 2.0 * (out.len() * cin * kernel * kernel) as f64;
+    println!(
+        "{spec:<36} median {:8.3} best {:8.3} ms {:7.1} GFLOP/s",
+        times[times.len() / 2],
+        times[0],
+        flops / times[0] / 1e6
+    );
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(number(0, 2))
+        .build()
+        .unwrap_or_else(|e| panic!("{e}"));
+    pool.install(|| {
+        for spec in args.iter().skip(2) {
+            time(spec, number(1, 10));
+        }
+    });
+}

@@ -1,0 +1,164 @@
+//! Products at each place, and the way back to pixels.
+
+use std::ops::Range;
+
+use super::plan::{PAD, Plan};
+use super::transform::{SIDE, columns, output_line};
+use super::weights::{TransformWeights, place_len, weight_len};
+use crate::conv::Window;
+use crate::gemm::params::split;
+use crate::gemm::tile::{ALayout, SHORT_STRIDE, TileArgs};
+use crate::scratch::Scratch;
+use crate::simd::{Job, Simd, math};
+
+/// Where transformed weights come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum WeightSource<'a> {
+    /// All of them, as `[panel, chunk]`.
+    Held(&'a [f32]),
+    /// They are transformed here.
+    Stored,
+}
+
+/// A panel of output channels of some tiles.
+pub(super) struct Products<'a, 'b, const M: usize> {
+    pub conv: &'a Window<'b>,
+    pub plan: &'a Plan<M>,
+    /// Transformed inputs of the group.
+    pub inputs: &'a [f32],
+    pub group: Range<usize>,
+    pub tiles: Range<usize>,
+    pub column: usize,
+    pub weights: WeightSource<'a>,
+}
+
+impl<const M: usize> Job for Products<'_, '_, M> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let plan = self.plan;
+        let len = weight_len::<M>(plan.chunk, S::NR);
+        let mut own = match self.weights {
+            WeightSource::Held(_) => Scratch::new(0),
+            WeightSource::Stored => Scratch::new(len),
+        };
+        let mut products = Scratch::new(plan.places() * self.place_products::<S>());
+        for chunk in 0..plan.chunks {
+            let weights = match self.weights {
+                WeightSource::Held(all) => &all[(self.column * plan.chunks + chunk) * len..][..len],
+                WeightSource::Stored => {
+                    TransformWeights::<M> {
+                        conv: self.conv,
+                        cols: plan.cols(self.column),
+                        channels: plan.channels(chunk),
+                        chunk: plan.chunk,
+                        part: own.as_mut_slice(),
+                    }
+                    .run(s);
+                    own.as_slice()
+                }
+            };
+            self.multiply(s, chunk, weights, products.as_mut_slice());
+        }
+        for tile in self.tiles.clone() {
+            self.write_tile(s, tile, products.as_slice());
+        }
+    }
+}
+
+impl<const M: usize> Products<'_, '_, M> {
+    /// Floats from one place's products to the next's; each place's are `[tile, NR]`.
+    #[inline(always)]
+    fn place_products<S: Simd>(&self) -> usize {
+        self.tiles.len() * S::NR + PAD
+    }
+
+    #[inline(always)]
+    fn multiply<S: Simd>(&self, s: S, chunk: usize, weights: &[f32], products: &mut [f32]) {
+        let plan = self.plan;
+        let k = plan.channels(chunk).len();
+        let panels = self.tiles.len().div_ceil(S::MR);
+        let first = self.tiles.start - self.group.start;
+        for place in 0..plan.places() {
+            let b = &weights[place * place_len(plan.chunk, S::NR)..][..k * S::NR];
+            let inputs = &self.inputs[(chunk * plan.places() + place) * plan.place_len()..];
+            let products = &mut products[place * self.place_products::<S>()..];
+            for panel in 0..panels {
+                let rows = split(self.tiles.len(), panels, panel);
+                let a = &inputs[(first + rows.start) * SHORT_STRIDE..][..rows.len() * SHORT_STRIDE];
+                let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
+                // SAFETY: A holds as many rows of SHORT_STRIDE >= k as the panel has tiles, at most MR; B holds k
+                // rows of NR; C as many rows of NR as A.
+                unsafe {
+                    s.tile(TileArgs {
+                        mr: rows.len(),
+                        nv: S::NV,
+                        k,
+                        a_layout: ALayout::ShortRows,
+                        a: a.as_ptr(),
+                        b: b.as_ptr(),
+                        c: c.as_mut_ptr(),
+                        c_stride: S::NR,
+                        accumulate: chunk > 0,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Transforms the products of one tile back and finishes its pixels.
+    #[inline(always)]
+    fn write_tile<S: Simd>(&self, s: S, tile: usize, products: &[f32]) {
+        let (image, oy, ox) = self.plan.position(tile);
+        let (oh, ow) = self.plan.out_size;
+        let cols = self.plan.cols(self.column);
+        let (row, len) = (tile - self.tiles.start, self.place_products::<S>());
+        for lane in (0..cols.len()).step_by(S::LANES) {
+            let width = S::LANES.min(cols.len() - lane);
+            let mut m = [[s.zero(); SIDE]; SIDE];
+            for (r, line) in m.iter_mut().enumerate().take(M + 2) {
+                for (q, v) in line.iter_mut().enumerate().take(M + 2) {
+                    let at = (r * (M + 2) + q) * len + row * S::NR + lane;
+                    *v = s.load_slice(&products[at..]);
+                }
+            }
+            let half = columns!(s, output_line::<S, M>, m, [0 1 2 3 4 5], M + 2, M);
+            for (r, line) in half.into_iter().enumerate().take(M.min(oh - oy)) {
+                let line = output_line::<S, M>(s, line);
+                let pixel = (image * oh + oy + r) * ow + ox;
+                for (q, v) in line.into_iter().enumerate().take(M.min(ow - ox)) {
+                    self.finish(s, pixel + q, cols.start + lane, width, v);
+                }
+            }
+        }
+    }
+
+    /// Bias, activation and residual of up to `LANES` channels of a pixel.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, pixel: usize, channel: usize, width: usize, v: S::V) {
+        let finish = &self.conv.finish;
+        let some = |x: &[f32]| {
+            if width == S::LANES {
+                s.load_slice(x)
+            } else {
+                s.load_partial(&x[..width])
+            }
+        };
+        let mut v = v;
+        if let Some(bias) = finish.bias {
+            let at = pixel / finish.rows_per_bias * finish.n;
+            v = s.add(v, some(&bias[at + channel..]));
+        }
+        v = math::activate(s, finish.activation, v);
+        if let Some((residual, stride)) = finish.residual {
+            v = s.add(v, some(&residual[pixel * stride + channel..]));
+        }
+        // SAFETY: these channels of this pixel belong to this task alone.
+        let out = unsafe { self.conv.out.part(pixel * finish.n + channel, width) };
+        if width == S::LANES {
+            s.store_slice(out, v);
+        } else {
+            s.store_partial(out, v);
+        }
+    }
+}

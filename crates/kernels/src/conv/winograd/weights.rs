@@ -1,0 +1,101 @@
+//! Transforming weights.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::plan::PAD;
+use super::transform::{columns, weight_line};
+use crate::RhsData;
+use crate::conv::Window;
+use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
+
+/// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
+const TURN: usize = 16;
+/// Distance of widened rows: 16 channels, and a line more against meeting in the same cache sets.
+const WIDE: usize = TURN * 9 + 16;
+
+/// Floats of a place's weights.
+pub(super) const fn place_len(chunk: usize, nr: usize) -> usize {
+    chunk * nr + PAD
+}
+
+/// Floats of a panel's transformed weights.
+pub(super) const fn weight_len<const M: usize>(chunk: usize, nr: usize) -> usize {
+    (M + 2) * (M + 2) * place_len(chunk, nr)
+}
+
+/// Weights of a chunk of input channels and a panel of output channels, as `[place, channel, NR]`.
+pub(super) struct TransformWeights<'a, 'b, const M: usize> {
+    pub conv: &'a Window<'b>,
+    pub cols: Range<usize>,
+    pub channels: Range<usize>,
+    /// Channels of a whole chunk.
+    pub chunk: usize,
+    pub part: &'a mut [f32],
+}
+
+impl<const M: usize> Job for TransformWeights<'_, '_, M> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.conv.weight {
+            RhsData::F32(d) => self.transform::<S, f32>(s, d),
+            RhsData::F16(d) => self.transform::<S, f16>(s, d),
+            RhsData::BF16(d) => self.transform::<S, bf16>(s, d),
+        }
+    }
+}
+
+impl<const M: usize> TransformWeights<'_, '_, M> {
+    #[inline(always)]
+    fn transform<S: Simd, E: Element>(self, s: S, data: &[E]) {
+        let mut wide = [0.0f32; MAX_LANES * WIDE];
+        let mut taps = [0.0f32; TURN * 9 * MAX_LANES];
+        for lane in (0..S::NR).step_by(S::LANES) {
+            for c in (0..self.channels.len()).step_by(TURN) {
+                let count = TURN.min(self.channels.len() - c);
+                for (i, row) in wide.chunks_exact_mut(WIDE).take(S::LANES).enumerate() {
+                    let col = self.cols.start + lane + i;
+                    let row = &mut row[..count * 9];
+                    if col < self.cols.end {
+                        let at = (col * self.conv.in_channels + self.channels.start + c) * 9;
+                        widen_slice(s, &data[at..][..count * 9], row);
+                    } else {
+                        row.fill(0.0);
+                    }
+                }
+                for f in (0..count * 9).step_by(S::LANES) {
+                    // SAFETY: rows are WIDE >= f + LANES long; `taps` holds TURN * 9 rows of LANES.
+                    unsafe {
+                        let turned = taps.as_mut_ptr().add(f * S::LANES);
+                        s.transpose(wide.as_ptr().add(f), WIDE, turned);
+                    }
+                }
+                for (i, taps) in taps.chunks_exact(9 * S::LANES).take(count).enumerate() {
+                    let at = (c + i) * S::NR + lane;
+                    transform_channel::<S, M>(s, taps, &mut self.part[at..], self.chunk);
+                }
+            }
+        }
+    }
+}
+
+/// One channel's weights of `LANES` outputs.
+#[inline(always)]
+fn transform_channel<S: Simd, const M: usize>(s: S, taps: &[f32], out: &mut [f32], chunk: usize) {
+    let mut g = [[s.zero(); 3]; 3];
+    for (r, line) in g.iter_mut().enumerate() {
+        for (q, v) in line.iter_mut().enumerate() {
+            *v = s.load_slice(&taps[(r * 3 + q) * S::LANES..]);
+        }
+    }
+    let len = place_len(chunk, S::NR);
+    let half = columns!(s, weight_line::<S, M>, g, [0 1 2], 3, M + 2);
+    for (r, line) in half.into_iter().enumerate().take(M + 2) {
+        let line = weight_line::<S, M>(s, [line[0], line[1], line[2]]);
+        for (q, v) in line.into_iter().enumerate().take(M + 2) {
+            s.store_slice(&mut out[(r * (M + 2) + q) * len..], v);
+        }
+    }
+}
