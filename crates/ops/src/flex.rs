@@ -12,11 +12,14 @@ use half::{bf16, f16};
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
 
 /// A contiguous f32 operand.
-struct Operand(FlexTensor);
+pub(crate) struct Operand(FlexTensor);
 
 impl Operand {
     fn new<const D: usize>(x: &Tensor<D>) -> Option<Self> {
-        let x = x.clone().try_into_primitive::<Flex>().ok()?;
+        Self::from_primitive(x.clone().try_into_primitive::<Flex>().ok()?)
+    }
+
+    pub(crate) fn from_primitive(x: FlexTensor) -> Option<Self> {
         if x.dtype() != DType::F32 {
             return None;
         }
@@ -34,24 +37,27 @@ impl Operand {
         }
     }
 
-    fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         // Contiguous and f32, by construction.
         self.0.as_slice::<f32>().unwrap_or_default()
     }
 }
 
 /// A contiguous weight in its storage type.
-struct Weight(FlexTensor);
+pub(crate) struct Weight(FlexTensor);
 
 impl Weight {
     fn new<const D: usize>(x: &Tensor<D>) -> Option<Self> {
-        let x = x.clone().try_into_primitive::<Flex>().ok()?;
+        Self::from_primitive(x.clone().try_into_primitive::<Flex>().ok()?)
+    }
+
+    pub(crate) fn from_primitive(x: FlexTensor) -> Option<Self> {
         let contiguous = x.layout().contiguous_offsets().is_some();
         let x = if contiguous { x } else { x.to_contiguous() };
         matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16).then_some(Weight(x))
     }
 
-    fn data(&self) -> RhsData<'_> {
+    pub(crate) fn data(&self) -> RhsData<'_> {
         match self.0.dtype() {
             DType::F16 => RhsData::F16(self.0.as_slice::<f16>().unwrap_or_default()),
             DType::BF16 => RhsData::BF16(self.0.as_slice::<bf16>().unwrap_or_default()),
@@ -96,7 +102,7 @@ fn in_place<const D: usize>(
 }
 
 /// Kernels check lengths; the shapes handed to them come from the tensors themselves.
-fn done(result: Result<(), kernels::KernelError>) {
+pub(crate) fn done(result: Result<(), kernels::KernelError>) {
     if let Err(error) = result {
         panic!("shape mismatch in a fused operation: {error}");
     }

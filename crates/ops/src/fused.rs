@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::{flex, reference};
+use crate::{autodiff, flex, reference};
 
 pub use aquatint_kernels::Activation;
 
@@ -80,7 +80,8 @@ pub enum AttentionMask {
 /// - x: `[.., in]` f32; weight: `[out, in]` in any storage type (PyTorch's `nn.Linear`)
 /// - output: `[.., out]`
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogue<D>) -> Tensor<D> {
-    match flex::linear(&x, &weight, &epilogue) {
+    match flex::linear(&x, &weight, &epilogue).or_else(|| autodiff::linear(&x, &weight, &epilogue))
+    {
         Some(y) => y,
         None => reference::linear(x, weight, epilogue),
     }
@@ -97,7 +98,9 @@ pub fn conv2d(
     shape: Conv2dShape,
     epilogue: Epilogue<4>,
 ) -> Tensor<4> {
-    match flex::conv2d(&x, &weight, shape, &epilogue) {
+    match flex::conv2d(&x, &weight, shape, &epilogue)
+        .or_else(|| autodiff::conv2d(&x, &weight, shape, &epilogue))
+    {
         Some(y) => y,
         None => reference::conv2d(x, weight, shape, epilogue),
     }
@@ -115,7 +118,9 @@ pub fn attention(
     heads: usize,
     mask: AttentionMask,
 ) -> Tensor<3> {
-    match flex::attention(&q, &k, &v, heads, &mask) {
+    match flex::attention(&q, &k, &v, heads, &mask)
+        .or_else(|| autodiff::attention(&q, &k, &v, heads, &mask))
+    {
         Some(y) => y,
         None => reference::attention(q, k, v, heads, mask),
     }
@@ -131,7 +136,9 @@ pub fn group_norm<const D: usize>(
     beta: Tensor<1>,
     silu: bool,
 ) -> Tensor<D> {
-    match flex::group_norm(&x, groups, eps, &gamma, &beta, silu) {
+    match flex::group_norm(&x, groups, eps, &gamma, &beta, silu)
+        .or_else(|| autodiff::group_norm(&x, groups, eps, &gamma, &beta, silu))
+    {
         Some(y) => y,
         None => reference::group_norm(x, groups, eps, gamma, beta, silu),
     }
@@ -144,7 +151,9 @@ pub fn layer_norm<const D: usize>(
     gamma: Tensor<1>,
     beta: Tensor<1>,
 ) -> Tensor<D> {
-    match flex::layer_norm(&x, eps, &gamma, &beta) {
+    match flex::layer_norm(&x, eps, &gamma, &beta)
+        .or_else(|| autodiff::layer_norm(&x, eps, &gamma, &beta))
+    {
         Some(y) => y,
         None => reference::layer_norm(x, eps, gamma, beta),
     }
@@ -157,7 +166,10 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
     }
     match flex::activate(x, activation) {
         Ok(y) => y,
-        Err(x) => reference::activate(x, activation),
+        Err(x) => match autodiff::activate(&x, activation) {
+            Some(y) => y,
+            None => reference::activate(x, activation),
+        },
     }
 }
 
@@ -171,7 +183,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - x: `[.., 2 n]`; output: `[.., n]`
 pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match flex::geglu(&x) {
+    match flex::geglu(&x).or_else(|| autodiff::geglu(&x)) {
         Some(y) => y,
         None => reference::geglu(x),
     }
@@ -199,7 +211,7 @@ pub fn join_channels<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
 /// When an id is outside the vocabulary, or rows differ in length: the caller's tokenizer and
 /// model are matched when they are loaded.
 pub fn embedding(table: Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
-    match flex::embedding(&table, ids) {
+    match flex::embedding(&table, ids).or_else(|| autodiff::embedding(&table, ids)) {
         Some(y) => y,
         None => reference::embedding(table, ids),
     }

@@ -7,6 +7,7 @@
 //! Every operation stands beside its plain reference made of burn operations ([`reference`]). The
 //! `Flex` device takes the kernel; every other device, and autodiff, takes the reference.
 
+mod autodiff;
 mod error;
 mod flex;
 pub mod fused;

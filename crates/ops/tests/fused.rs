@@ -182,7 +182,7 @@ fn embedding_widens_its_rows() {
 }
 
 #[test]
-fn gradients_flow_through_the_reference() {
+fn gradients_flow_through_the_kernels() {
     let device = Device::flex().autodiff();
     let x = Tensor::<2>::from_data([[1.0f32, 2.0], [3.0, 4.0]], &device).require_grad();
     let w = Tensor::<2>::from_data([[1.0f32, -1.0], [0.5, 2.0], [0.0, 1.0]], &device);

@@ -1,0 +1,173 @@
+//! Activations, GEGLU and the embedding.
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+
+use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
+use super::values::{values, wrap};
+use crate::flex;
+use crate::fused::Activation;
+
+/// `dy * activation'(z)`.
+pub(super) fn activation_gradient(z: FlexTensor, dy: FlexTensor, kind: Activation) -> FlexTensor {
+    let shape = z.layout().shape().to_vec();
+    let (z, dy) = (values(z), values(dy));
+    let products = z.values().iter().zip(dy.values());
+    let out = products.map(|(z, dy)| dy * derivative(*z, kind)).collect();
+    wrap(out, &shape)
+}
+
+fn derivative(x: f32, kind: Activation) -> f32 {
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    match kind {
+        Activation::None => 1.0,
+        Activation::Silu => {
+            let s = sigmoid(x);
+            s * (1.0 + x * (1.0 - s))
+        }
+        Activation::QuickGelu => {
+            let s = sigmoid(1.702 * x);
+            s * (1.0 + 1.702 * x * (1.0 - s))
+        }
+        Activation::Gelu => {
+            let x = f64::from(x);
+            let cdf = 0.5 * aquatint_kernels::reference::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+            let pdf = (-0.5 * x * x).exp() * 0.398_942_280_401_432_7;
+            (cdf + x * pdf) as f32
+        }
+        Activation::GeluTanh => {
+            let (c, a) = ((2.0 / std::f32::consts::PI).sqrt(), 0.044715);
+            let t = (c * (x + a * x * x * x)).tanh();
+            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * a * x * x)
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Activate {
+    x: Saved,
+    kind: Activation,
+}
+
+impl Rule<1> for Activate {
+    fn gradients(
+        self,
+        dy: FlexTensor,
+        _: [bool; 1],
+        saved: &mut Checkpointer,
+    ) -> [Option<FlexTensor>; 1] {
+        [Some(activation_gradient(self.x.take(saved), dy, self.kind))]
+    }
+}
+
+pub(crate) fn activate<const D: usize>(x: &Tensor<D>, kind: Activation) -> Option<Tensor<D>> {
+    let mut entry = Entry::default();
+    let input = entry.operand(x)?;
+    entry.belongs()?;
+    let forward = move |x: Tensor<D>| flex::activate(&x, kind);
+    let y = forward(input.value())?;
+    let recompute = Recompute::new(vec![input.saved()], move |inputs| {
+        primitive(forward(plain(inputs[0].clone())).expect("as in the forward pass"))
+    });
+    Some(
+        entry.record([input.node()], y, Some(recompute), |keeper| Activate {
+            x: keeper.keep(&input),
+            kind,
+        }),
+    )
+}
+
+#[derive(Debug, Clone)]
+struct Geglu {
+    x: Saved,
+}
+
+impl Rule<1> for Geglu {
+    fn gradients(
+        self,
+        dy: FlexTensor,
+        _: [bool; 1],
+        saved: &mut Checkpointer,
+    ) -> [Option<FlexTensor>; 1] {
+        let x = self.x.take(saved);
+        let shape = x.layout().shape().to_vec();
+        let (x, dy) = (values(x), values(dy));
+        let n = shape.last().map_or(0, |c| c / 2);
+        let mut gate = vec![0f32; dy.values().len()];
+        for (to, row) in gate
+            .chunks_exact_mut(n.max(1))
+            .zip(x.values().chunks_exact(2 * n.max(1)))
+        {
+            to.copy_from_slice(&row[n..]);
+        }
+        aquatint_kernels::activate(&mut gate, Activation::Gelu);
+        let mut out = vec![0f32; x.values().len()];
+        let rows = out
+            .chunks_exact_mut(2 * n.max(1))
+            .zip(x.values().chunks_exact(2 * n.max(1)));
+        for (i, (to, row)) in rows.enumerate() {
+            for j in 0..n {
+                let up = dy.values()[i * n + j];
+                to[j] = up * gate[i * n + j];
+                to[n + j] = up * row[j] * derivative(row[n + j], Activation::Gelu);
+            }
+        }
+        [Some(wrap(out, &shape))]
+    }
+}
+
+pub(crate) fn geglu<const D: usize>(x: &Tensor<D>) -> Option<Tensor<D>> {
+    let mut entry = Entry::default();
+    let input = entry.operand(x)?;
+    entry.belongs()?;
+    let y = flex::geglu(&input.value())?;
+    let recompute = Recompute::new(vec![input.saved()], |inputs| {
+        let x = plain::<D>(inputs[0].clone());
+        primitive(flex::geglu(&x).expect("as in the forward pass"))
+    });
+    Some(
+        entry.record([input.node()], y, Some(recompute), |keeper| Geglu {
+            x: keeper.keep(&input),
+        }),
+    )
+}
+
+#[derive(Debug, Clone)]
+struct Embedding {
+    ids: Vec<u32>,
+    shape: [usize; 2],
+}
+
+impl Rule<1> for Embedding {
+    fn gradients(
+        self,
+        dy: FlexTensor,
+        _: [bool; 1],
+        _: &mut Checkpointer,
+    ) -> [Option<FlexTensor>; 1] {
+        let [rows, channels] = self.shape;
+        let dy = values(dy);
+        let mut out = vec![0f32; rows * channels];
+        for (&id, dy) in self
+            .ids
+            .iter()
+            .zip(dy.values().chunks_exact(channels.max(1)))
+        {
+            let row = &mut out[id as usize * channels..][..channels];
+            row.iter_mut().zip(dy).for_each(|(sum, v)| *sum += v);
+        }
+        [Some(wrap(out, &self.shape))]
+    }
+}
+
+pub(crate) fn embedding(table: &Tensor<2>, ids: &[Vec<u32>]) -> Option<Tensor<3>> {
+    let mut entry = Entry::default();
+    let weight = entry.operand(table)?;
+    entry.belongs()?;
+    let y = flex::embedding(&weight.value(), ids)?;
+    Some(entry.record([weight.node()], y, None, |_| Embedding {
+        ids: ids.concat(),
+        shape: table.dims(),
+    }))
+}

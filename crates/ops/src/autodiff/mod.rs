@@ -1,0 +1,30 @@
+//! The fused operations under autodiff on `Flex`: the kernels forward, a written backward.
+//!
+//! Each function gives `None` when an operand is not on `Flex`, or is tracked in another type than
+//! f32; the caller then takes the reference. An operand is *tracked* when its gradient is wanted,
+//! by itself or by what it was made from; a tensor outside autodiff (a frozen f16 weight) is a
+//! constant. A rule computes gradients of tracked operands only, and keeps only what these need:
+//!
+//! | operation | kept |
+//! |---|---|
+//! | linear, conv2d | x if the weight is tracked; the weight if x is; the sum before an activation |
+//! | attention | q, k, v and what the kernel's backward asks for |
+//! | norms, activate, geglu | the input; statistics are computed again |
+//! | embedding | the ids |
+//!
+//! Norms, `activate` and `geglu` are cheap: with `device.autodiff().gradient_checkpointing()` their
+//! outputs are dropped after the forward pass and computed again where a backward asks for them.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod linear;
+mod norm;
+mod record;
+mod values;
+
+pub(crate) use attention::attention;
+pub(crate) use conv::conv2d;
+pub(crate) use elementwise::{activate, embedding, geglu};
+pub(crate) use linear::linear;
+pub(crate) use norm::{group_norm, layer_norm};

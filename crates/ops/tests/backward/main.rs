@@ -1,0 +1,8 @@
+//! The written backward of every fused operation: against finite differences of its formula in f64,
+//! against PyTorch, and against burn's own autodiff through the reference.
+
+mod cases;
+mod exact;
+mod frozen;
+mod support;
+mod three_ways;
