@@ -5,7 +5,8 @@
 //! widen them while they pack.
 //!
 //! Every operation stands beside its plain reference made of burn operations ([`reference`]). The
-//! `Flex` device takes the kernel; every other device, and autodiff, takes the reference.
+//! `Flex` device takes the kernel, with a written backward under autodiff; every other device takes the
+//! reference.
 
 mod autodiff;
 mod error;
@@ -14,6 +15,7 @@ pub mod fused;
 pub mod nn;
 pub mod params;
 pub mod reference;
+mod trainable;
 
 pub use aquatint_kernels::buffer;
 pub use burn;
@@ -21,3 +23,4 @@ pub use burn::tensor::{Device, Tensor};
 pub use error::OpsError;
 pub use fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
 pub use params::{ParamSource, Params, RawTensor, Storage};
+pub use trainable::{NamedGradients, Trainable};

@@ -20,9 +20,9 @@ impl Linear {
     /// Reads `weight` and, when `bias` is set, `bias` at `p`.
     pub fn load(p: &Params<'_>, input: usize, output: usize, bias: bool) -> Result<Self, OpsError> {
         Ok(Linear {
-            weight: Param::from_tensor(p.weight("weight", [output, input])?),
+            weight: p.weight("weight", [output, input])?,
             bias: match bias {
-                true => Some(Param::from_tensor(p.vector("bias", [output])?)),
+                true => Some(p.vector("bias", [output])?),
                 false => None,
             },
         })
@@ -82,9 +82,9 @@ impl Conv2d {
         bias: bool,
     ) -> Result<Self, OpsError> {
         Ok(Conv2d {
-            weight: Param::from_tensor(p.weight("weight", [output, input, kernel, kernel])?),
+            weight: p.weight("weight", [output, input, kernel, kernel])?,
             bias: match bias {
-                true => Some(Param::from_tensor(p.vector("bias", [output])?)),
+                true => Some(p.vector("bias", [output])?),
                 false => None,
             },
             shape,
@@ -139,8 +139,8 @@ impl GroupNorm {
             });
         }
         Ok(GroupNorm {
-            weight: Param::from_tensor(p.vector("weight", [channels])?),
-            bias: Param::from_tensor(p.vector("bias", [channels])?),
+            weight: p.vector("weight", [channels])?,
+            bias: p.vector("bias", [channels])?,
             groups,
             eps,
         })
@@ -176,8 +176,8 @@ impl LayerNorm {
     /// Reads `weight` and `bias` at `p`.
     pub fn load(p: &Params<'_>, channels: usize, eps: f64) -> Result<Self, OpsError> {
         Ok(LayerNorm {
-            weight: Param::from_tensor(p.vector("weight", [channels])?),
-            bias: Param::from_tensor(p.vector("bias", [channels])?),
+            weight: p.vector("weight", [channels])?,
+            bias: p.vector("bias", [channels])?,
             eps,
         })
     }
@@ -199,7 +199,7 @@ impl Embedding {
     /// Reads `weight` at `p`.
     pub fn load(p: &Params<'_>, vocabulary: usize, channels: usize) -> Result<Self, OpsError> {
         Ok(Embedding {
-            weight: Param::from_tensor(p.weight("weight", [vocabulary, channels])?),
+            weight: p.weight("weight", [vocabulary, channels])?,
         })
     }
 

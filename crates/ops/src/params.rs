@@ -4,10 +4,11 @@
 //! trained from scratch. [`Params`] is a place within one, so that a model is built by walking the
 //! names of its checkpoint.
 
+use burn::module::{Param, ParamId};
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 
-use crate::OpsError;
+use crate::{OpsError, Trainable};
 
 /// Storage type of a parameter in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,7 @@ pub struct Params<'a> {
     source: &'a dyn ParamSource,
     path: String,
     device: Device,
+    trainable: Option<&'a Trainable>,
 }
 
 impl<'a> Params<'a> {
@@ -93,6 +95,7 @@ impl<'a> Params<'a> {
             source,
             path: String::new(),
             device: device.clone(),
+            trainable: None,
         }
     }
 
@@ -102,6 +105,15 @@ impl<'a> Params<'a> {
             source: self.source,
             path: self.name(name.as_ref()),
             device: self.device.clone(),
+            trainable: self.trainable,
+        }
+    }
+
+    /// The same place, for a model whose parameters are trained as `trainable` selects.
+    pub fn training(self, trainable: &'a Trainable) -> Self {
+        Params {
+            trainable: Some(trainable),
+            ..self
         }
     }
 
@@ -145,22 +157,28 @@ impl<'a> Params<'a> {
         Ok((full, raw))
     }
 
-    /// A weight in its storage type, with no copy of the payload where it is aligned.
+    /// A weight. When it is frozen it has its storage type, with no copy of the payload where that is
+    /// aligned; when it is trained it is f32.
     pub fn weight<const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
-    ) -> Result<Tensor<D>, OpsError> {
-        let (_, raw) = self.raw(name, &shape)?;
-        let dtype = raw.storage.dtype();
-        let aligned = (raw.bytes.as_ptr() as usize).is_multiple_of(raw.storage.size());
-        let bytes = if aligned {
-            Bytes::from_shared(raw.bytes, burn::tensor::AllocationProperty::File)
-        } else {
-            Bytes::from_bytes_vec(raw.bytes.to_vec())
-        };
-        let data = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
-        Ok(Tensor::from_data(data, (&self.device, dtype)))
+    ) -> Result<Param<Tensor<D>>, OpsError> {
+        self.weight_as(name, &shape, shape)
+    }
+
+    /// As [`Params::weight`], stored as `stored` and used as `shape`, of as many elements.
+    pub fn weight_as<const D: usize>(
+        &self,
+        name: &str,
+        stored: &[usize],
+        shape: [usize; D],
+    ) -> Result<Param<Tensor<D>>, OpsError> {
+        let (full, raw) = self.raw(name, stored)?;
+        Ok(self.param(&full, stored, |trained| match trained {
+            true => widened(&raw, shape),
+            false => as_stored(raw, shape),
+        }))
     }
 
     /// A small parameter (bias, norm, position) widened to f32.
@@ -168,26 +186,53 @@ impl<'a> Params<'a> {
         &self,
         name: &str,
         shape: [usize; D],
-    ) -> Result<Tensor<D>, OpsError> {
-        let (_, raw) = self.raw(name, &shape)?;
-        let values: Vec<f32> = match raw.storage {
-            Storage::F32 => raw
-                .bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            Storage::F16 => raw
-                .bytes
-                .chunks_exact(2)
-                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
-            Storage::Bf16 => raw
-                .bytes
-                .chunks_exact(2)
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
-        };
-        let data = TensorData::new(values, shape.to_vec());
-        Ok(Tensor::from_data(data, (&self.device, DType::F32)))
+    ) -> Result<Param<Tensor<D>>, OpsError> {
+        let (full, raw) = self.raw(name, &shape)?;
+        Ok(self.param(&full, &shape, |_| widened(&raw, shape)))
     }
+
+    fn param<const D: usize>(
+        &self,
+        full: &str,
+        stored: &[usize],
+        data: impl FnOnce(bool) -> TensorData,
+    ) -> Param<Tensor<D>> {
+        let id = ParamId::new();
+        let trained = self.trainable.is_some_and(|t| t.enter(id, full, stored));
+        let data = data(trained);
+        let dtype = data.dtype();
+        let tensor = Tensor::from_data(data, (&self.device, dtype));
+        Param::initialized(id, tensor).set_require_grad(trained)
+    }
+}
+
+/// With no copy of the payload where it is aligned.
+fn as_stored<const D: usize>(raw: RawTensor, shape: [usize; D]) -> TensorData {
+    let aligned = (raw.bytes.as_ptr() as usize).is_multiple_of(raw.storage.size());
+    let bytes = match aligned {
+        true => Bytes::from_shared(raw.bytes, burn::tensor::AllocationProperty::File),
+        false => Bytes::from_bytes_vec(raw.bytes.to_vec()),
+    };
+    TensorData::from_bytes(bytes, shape.to_vec(), raw.storage.dtype())
+}
+
+fn widened<const D: usize>(raw: &RawTensor, shape: [usize; D]) -> TensorData {
+    let values: Vec<f32> = match raw.storage {
+        Storage::F32 => raw
+            .bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
+        Storage::F16 => raw
+            .bytes
+            .chunks_exact(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect(),
+        Storage::Bf16 => raw
+            .bytes
+            .chunks_exact(2)
+            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect(),
+    };
+    TensorData::new(values, shape.to_vec())
 }

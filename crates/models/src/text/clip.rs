@@ -176,9 +176,8 @@ impl ClipTextEncoder {
         };
         Ok(ClipTextEncoder {
             token_embedding: Embedding::load(&text.at(TOKENS), config.vocab_size, channels)?,
-            position_embedding: Param::from_tensor(
-                positions.vector("weight", [config.max_position_embeddings, channels])?,
-            ),
+            position_embedding: positions
+                .vector("weight", [config.max_position_embeddings, channels])?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| EncoderLayer::load(&layers.at(i.to_string()), config))
                 .collect::<Result<_, _>>()?,

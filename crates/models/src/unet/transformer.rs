@@ -3,7 +3,7 @@
 use aquatint_ops::fused::{Activation, AttentionMask, attention, geglu};
 use aquatint_ops::nn::{GroupNorm, LayerNorm, Linear};
 use aquatint_ops::{OpsError, Params, Tensor};
-use burn::module::{Module, Param};
+use burn::module::Module;
 
 use super::conditioning::{ContextCursor, KeysValues};
 
@@ -194,9 +194,8 @@ impl SpatialTransformer {
 
 /// A 1x1 convolution, stored as `[out, in, 1, 1]`, as the Linear that it is over channels last.
 fn pointwise(p: &Params<'_>, input: usize, output: usize) -> Result<Linear, OpsError> {
-    let weight = p.weight("weight", [output, input, 1, 1])?;
     Ok(Linear {
-        weight: Param::from_tensor(weight.reshape([output, input])),
-        bias: Some(Param::from_tensor(p.vector("bias", [output])?)),
+        weight: p.weight_as("weight", &[output, input, 1, 1], [output, input])?,
+        bias: Some(p.vector("bias", [output])?),
     })
 }

@@ -1,16 +1,14 @@
 //! Convolution.
 
-use burn::backend::Flex;
+use aquatint_kernels as kernels;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
-use burn::backend::ops::ModuleOps;
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::Tensor;
 
 use super::elementwise::activation_gradient;
-use super::record::{Entry, Rule, Saved, plain, primitive};
+use super::record::{Entry, Rule, Saved, primitive};
 use super::values::{sum_rows, values, wrap};
-use crate::flex;
+use crate::flex::{self, Weight, done};
 use crate::fused::{Activation, Conv2dShape, Epilogue};
 
 #[derive(Debug, Clone)]
@@ -28,56 +26,60 @@ struct Conv2d {
 }
 
 impl Conv2d {
-    fn both(
-        &self,
-        dz: Tensor<4>,
-        x: Option<Tensor<4>>,
-        weight: Option<Tensor<4>>,
-    ) -> [Option<FlexTensor>; 2] {
-        let (up, [top, bottom, left, right]) = (self.shape.upsample, self.shape.padding);
-        let [b, h, w, c] = self.input;
-        let scale = if up { 2 } else { 1 };
-        let (ph, pw) = (h * scale + top + bottom, w * scale + left + right);
-        let options = ConvOptions::new([self.shape.stride; 2], [0, 0], [1, 1], 1);
-        let device = dz.device();
-        let dz = primitive(dz.permute([0, 3, 1, 2]));
-        let padded = Tensor::<4>::zeros([b, c, ph, pw], (&device, DType::F32));
-        let inside = [0..b, 0..c, top..ph - bottom, left..pw - right];
-        let dx = weight.map(|weight| {
-            let weight = primitive(weight.cast(FloatDType::F32));
-            let dx = Flex::conv2d_x_backward(
-                primitive(padded.clone()),
-                weight,
-                dz.clone(),
-                options.clone(),
-            );
-            let dx = plain::<4>(dx).slice(inside.clone()).permute([0, 2, 3, 1]);
-            let dx = match up {
-                true => dx
-                    .reshape([b, h, 2, w, 2 * c])
-                    .sum_dim(2)
-                    .reshape([b, h, w, 2, c])
-                    .sum_dim(3)
-                    .reshape([b, h, w, c]),
-                false => dx,
-            };
-            primitive(dx)
-        });
-        let dweight = x.map(|x| {
-            let x = match up {
-                true => x
-                    .reshape([b, h, 1, w, 1, c])
-                    .expand([b, h, 2, w, 2, c])
-                    .reshape([b, 2 * h, 2 * w, c]),
-                false => x,
-            };
-            let x = padded
-                .clone()
-                .slice_assign(inside.clone(), x.permute([0, 3, 1, 2]));
-            let weight = Tensor::<4>::zeros(self.kernel, (&device, DType::F32));
-            Flex::conv2d_weight_backward(primitive(x), primitive(weight), dz.clone(), options)
-        });
-        [dx, dweight]
+    fn data_gradient(&self, dz: &[f32], weight: &Weight) -> FlexTensor {
+        let [batch, height, width, in_channels] = self.input;
+        let [out_channels, _, kh, kw] = self.kernel;
+        let mut dx = vec![0f32; self.input.iter().product()];
+        done(kernels::conv2d_backward_data(kernels::Conv2dBackwardData {
+            dy: dz,
+            batch,
+            height,
+            width,
+            in_channels,
+            out_channels,
+            kernel: (kh, kw),
+            weight: weight.data(),
+            stride: self.shape.stride,
+            padding: padding(self.shape),
+            upsample: self.shape.upsample,
+            dx: &mut dx,
+            algorithm: kernels::ConvAlgorithm::Auto,
+        }));
+        wrap(dx, &self.input)
+    }
+
+    fn weight_gradient(&self, dz: &[f32], x: &[f32]) -> FlexTensor {
+        let [batch, height, width, in_channels] = self.input;
+        let [out_channels, _, kh, kw] = self.kernel;
+        let mut dw = vec![0f32; self.kernel.iter().product()];
+        done(kernels::conv2d_backward_weight(
+            kernels::Conv2dBackwardWeight {
+                x,
+                dy: dz,
+                batch,
+                height,
+                width,
+                in_channels,
+                out_channels,
+                kernel: (kh, kw),
+                stride: self.shape.stride,
+                padding: padding(self.shape),
+                upsample: self.shape.upsample,
+                dw: &mut dw,
+                dbias: None,
+            },
+        ));
+        wrap(dw, &self.kernel)
+    }
+}
+
+fn padding(shape: Conv2dShape) -> kernels::Padding {
+    let [top, bottom, left, right] = shape.padding;
+    kernels::Padding {
+        top,
+        bottom,
+        left,
+        right,
     }
 }
 
@@ -89,17 +91,21 @@ impl Rule<4> for Conv2d {
         saved: &mut Checkpointer,
     ) -> [Option<FlexTensor>; 4] {
         let residual = wants_residual.then(|| dy.clone());
-        let dz = match self.before.take() {
+        let dz = values(match self.before.take() {
             Some(before) => activation_gradient(before, dy, self.activation),
             None => dy,
-        };
-        let weight = self.weight.take().filter(|_| wants_x);
-        let x = self.x.take().filter(|_| wants_weight);
-        let weight = weight.map(|w| plain(w.take(saved)));
-        let x = x.map(|x| plain(x.take(saved)));
-        let [dx, dweight] = self.both(plain(dz.clone()), x, weight);
+        });
+        let dx = self.weight.take().filter(|_| wants_x).map(|weight| {
+            let weight = Weight::from_primitive(weight.take(saved));
+            let weight = weight.expect("a storage type that the forward pass took");
+            self.data_gradient(dz.values(), &weight)
+        });
+        let dweight = self.x.take().filter(|_| wants_weight).map(|x| {
+            let x = values(x.take(saved));
+            self.weight_gradient(dz.values(), x.values())
+        });
         let n = self.kernel[0];
-        let dbias = wants_bias.then(|| wrap(sum_rows(values(dz).values(), n), &[n]));
+        let dbias = wants_bias.then(|| wrap(sum_rows(dz.values(), n), &[n]));
         [dx, dweight, dbias, residual]
     }
 }
