@@ -109,6 +109,7 @@ def main():
         "gelu_tanh": ([(33,)], wide("gelu_tanh")),
         "quick_gelu": ([(33,)], wide("quick_gelu")),
         "geglu": ([(5, 14)], geglu),
+        "join_channels": ([(6, 4), (6, 5)], lambda a, b: torch.cat([a, b], dim=1)),
         "embedding": ([(5, 3)], lambda table: F.embedding(ids, table)),
     }
     out = {}

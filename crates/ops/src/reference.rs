@@ -143,6 +143,11 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     value * activation::gelu(gate)
 }
 
+/// See [`crate::fused::join_channels`].
+pub fn join_channels<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    Tensor::cat(vec![a, b], D - 1)
+}
+
 /// See [`crate::fused::embedding`].
 pub fn embedding(table: Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
     let tokens = ids.first().map_or(0, Vec::len);

@@ -1,5 +1,6 @@
 //! Activations, GEGLU and the embedding.
 
+use aquatint_kernels::Buffer;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
@@ -13,8 +14,11 @@ use crate::fused::Activation;
 pub(super) fn activation_gradient(z: FlexTensor, dy: FlexTensor, kind: Activation) -> FlexTensor {
     let shape = z.layout().shape().to_vec();
     let (z, dy) = (values(z), values(dy));
+    let mut out = Buffer::new(z.values().len());
     let products = z.values().iter().zip(dy.values());
-    let out = products.map(|(z, dy)| dy * derivative(*z, kind)).collect();
+    for (out, (z, dy)) in out.iter_mut().zip(products) {
+        *out = dy * derivative(*z, kind);
+    }
     wrap(out, &shape)
 }
 
@@ -65,7 +69,7 @@ pub(crate) fn activate<const D: usize>(x: &Tensor<D>, kind: Activation) -> Optio
     let mut entry = Entry::default();
     let input = entry.operand(x)?;
     entry.belongs()?;
-    let forward = move |x: Tensor<D>| flex::activate(&x, kind);
+    let forward = move |x: Tensor<D>| flex::activate(x, kind).ok();
     let y = forward(input.value())?;
     let recompute = Recompute::new(vec![input.saved()], move |inputs| {
         primitive(forward(plain(inputs[0].clone())).expect("as in the forward pass"))
@@ -94,7 +98,7 @@ impl Rule<1> for Geglu {
         let shape = x.layout().shape().to_vec();
         let (x, dy) = (values(x), values(dy));
         let n = shape.last().map_or(0, |c| c / 2);
-        let mut gate = vec![0f32; dy.values().len()];
+        let mut gate = Buffer::new(dy.values().len());
         for (to, row) in gate
             .chunks_exact_mut(n.max(1))
             .zip(x.values().chunks_exact(2 * n.max(1)))
@@ -102,7 +106,7 @@ impl Rule<1> for Geglu {
             to.copy_from_slice(&row[n..]);
         }
         aquatint_kernels::activate(&mut gate, Activation::Gelu);
-        let mut out = vec![0f32; x.values().len()];
+        let mut out = Buffer::new(x.values().len());
         let rows = out
             .chunks_exact_mut(2 * n.max(1))
             .zip(x.values().chunks_exact(2 * n.max(1)));
@@ -134,6 +138,37 @@ pub(crate) fn geglu<const D: usize>(x: &Tensor<D>) -> Option<Tensor<D>> {
 }
 
 #[derive(Debug, Clone)]
+struct JoinChannels {
+    /// Channels of either.
+    channels: [usize; 2],
+}
+
+impl Rule<2> for JoinChannels {
+    fn gradients(
+        self,
+        dy: FlexTensor,
+        wanted: [bool; 2],
+        _: &mut Checkpointer,
+    ) -> [Option<FlexTensor>; 2] {
+        let axis = dy.layout().shape().len() - 1;
+        let [a, b] = self.channels;
+        let part = |start, len| dy.narrow(axis, start, len).to_contiguous();
+        [wanted[0].then(|| part(0, a)), wanted[1].then(|| part(a, b))]
+    }
+}
+
+pub(crate) fn join_channels<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> Option<Tensor<D>> {
+    let mut entry = Entry::default();
+    let (first, second) = (entry.operand(a)?, entry.operand(b)?);
+    entry.belongs()?;
+    let y = flex::join_channels(&first.value(), &second.value())?;
+    let nodes = [first.node(), second.node()];
+    Some(entry.record(nodes, y, None, |_| JoinChannels {
+        channels: [a, b].map(|x| x.dims()[D - 1]),
+    }))
+}
+
+#[derive(Debug, Clone)]
 struct Embedding {
     ids: Vec<u32>,
     shape: [usize; 2],
@@ -148,7 +183,7 @@ impl Rule<1> for Embedding {
     ) -> [Option<FlexTensor>; 1] {
         let [rows, channels] = self.shape;
         let dy = values(dy);
-        let mut out = vec![0f32; rows * channels];
+        let mut out = Buffer::zeroed(rows * channels);
         for (&id, dy) in self
             .ids
             .iter()

@@ -10,7 +10,7 @@
 //! | linear, conv2d | x if the weight is tracked; the weight if x is; the sum before an activation |
 //! | attention | q, k, v and what the kernel's backward asks for |
 //! | norms, activate, geglu | the input; statistics are computed again |
-//! | embedding | the ids |
+//! | join_channels, embedding | sizes, ids |
 //!
 //! Norms, `activate` and `geglu` are cheap: with `device.autodiff().gradient_checkpointing()` their
 //! outputs are dropped after the forward pass and computed again where a backward asks for them.
@@ -18,6 +18,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod epilogue;
 mod linear;
 mod norm;
 mod record;
@@ -25,6 +26,6 @@ mod values;
 
 pub(crate) use attention::attention;
 pub(crate) use conv::conv2d;
-pub(crate) use elementwise::{activate, embedding, geglu};
+pub(crate) use elementwise::{activate, embedding, geglu, join_channels};
 pub(crate) use linear::linear;
 pub(crate) use norm::{group_norm, layer_norm};

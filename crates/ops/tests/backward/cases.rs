@@ -207,6 +207,22 @@ fn geglu(name: &'static str, rows: usize, columns: usize) -> Case {
     }
 }
 
+fn join_channels(name: &'static str, rows: usize, columns: [usize; 2]) -> Case {
+    let [n, m] = columns;
+    Case {
+        name,
+        shapes: vec![vec![rows, n], vec![rows, m]],
+        run: Box::new(move |t, path| {
+            let [a, b] = [(0, n), (1, m)].map(|(i, c)| t[i].clone().reshape([rows, c]));
+            call!(path, join_channels(a, b))
+        }),
+        exact: Box::new(move |t| {
+            let rows = t[0].chunks(n).zip(t[1].chunks(m));
+            rows.flat_map(|(a, b)| [a, b].concat()).collect()
+        }),
+    }
+}
+
 fn embedding(name: &'static str, rows: usize, columns: usize) -> Case {
     let ids = vec![vec![0, 4, 2, 2], vec![2, 1, 0, 4]];
     let flat = ids.concat();
@@ -273,6 +289,7 @@ pub fn small() -> Vec<Case> {
         activate("gelu_tanh", GeluTanh, 33),
         activate("quick_gelu", QuickGelu, 33),
         geglu("geglu", 5, 7),
+        join_channels("join_channels", 6, [4, 5]),
         embedding("embedding", 5, 3),
     ]
 }
