@@ -1,6 +1,6 @@
 //! The gradients of a whole UNet against diffusers', by the names of its parameters, and what plain
 //! gradient descent makes of the loss.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
 mod unet_support;
 

@@ -89,7 +89,7 @@ impl Saved {
         }
     }
 
-    fn from_states(&self, states: &mut BackwardStates) -> FlexTensor {
+    fn again(&self, states: &mut BackwardStates) -> FlexTensor {
         match self {
             Saved::Node(id) => states.get_state(id),
             Saved::Value(value) => value.clone(),
@@ -97,12 +97,14 @@ impl Saved {
     }
 }
 
+type Forward = dyn Fn(&[FlexTensor]) -> FlexTensor + Send + Sync;
+
 /// Computes an operation's output again from its operands. Every tracked operand must be among the
 /// inputs, once.
 #[derive(Clone)]
 pub(super) struct Recompute {
     inputs: Vec<Saved>,
-    forward: Arc<dyn Fn(&[FlexTensor]) -> FlexTensor + Send + Sync>,
+    forward: Arc<Forward>,
 }
 
 impl Recompute {
@@ -125,7 +127,7 @@ impl fmt::Debug for Recompute {
 
 impl RetroForward for Recompute {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let inputs: Vec<FlexTensor> = self.inputs.iter().map(|i| i.from_states(states)).collect();
+        let inputs: Vec<FlexTensor> = self.inputs.iter().map(|i| i.again(states)).collect();
         states.save(out_node, (self.forward)(&inputs));
     }
 }
