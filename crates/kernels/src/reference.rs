@@ -23,7 +23,8 @@ pub fn gemm(g: Gemm<'_>) -> Result<(), KernelError> {
                             RhsLayout::RowsAreOutputs => j * g.b.row_stride + p,
                             RhsLayout::RowsAreInner => p * g.b.row_stride + j,
                         };
-                        let lhs = g.a.data[b * g.a.batch_stride + i * g.a.row_stride + p];
+                        let (row, col) = if g.a.transposed { (p, i) } else { (i, p) };
+                        let lhs = g.a.data[b * g.a.batch_stride + row * g.a.row_stride + col];
                         f64::from(lhs) * f64::from(g.b.data.get(b * g.b.batch_stride + rhs))
                     })
                     .sum();

@@ -291,12 +291,16 @@ impl<L: Lhs> Task<'_, '_, L> {
         let (out, stride) = (self.product.out, self.product.out_stride);
         let nv = panel_vectors::<S>(cols.len());
         let k = self.block.len();
-        assert!(b.len() >= k * nv * S::LANES && a.len() >= (rows.len() - 1) * A_STRIDE + k);
+        let a_len = match L::LAYOUT {
+            ALayout::Interleaved => k * S::MR,
+            _ => (rows.len() - 1) * A_STRIDE + k,
+        };
+        assert!(b.len() >= k * nv * S::LANES && a.len() >= a_len && k <= A_STRIDE);
         let mut args = TileArgs {
             mr: rows.len(),
             nv,
             k,
-            a_layout: ALayout::Rows,
+            a_layout: L::LAYOUT,
             a: a.as_ptr(),
             b: b.as_ptr(),
             c: std::ptr::null_mut(),

@@ -16,17 +16,20 @@ pub(crate) mod tile;
 use driver::{Product, SharedOut};
 use few_rows::FewRows;
 use finish::Finish;
-use pack::{MatLhs, Weights};
+use pack::{MatLhs, TransposedLhs, Weights};
 
-/// A batch of row-major `f32` matrices: element `(b, i, j)` is `data[b * batch_stride + i * row_stride + j]`.
+/// A batch of row-major `f32` matrices: element `(b, i, j)` is `data[b * batch_stride + i * row_stride + j]`, or
+/// `data[b * batch_stride + j * row_stride + i]` when transposed.
 #[derive(Debug, Clone, Copy)]
 pub struct MatRef<'a> {
     /// The elements.
     pub data: &'a [f32],
-    /// Elements from one row to the next.
+    /// Elements from one row in memory to the next.
     pub row_stride: usize,
     /// Elements from one matrix to the next; 0 shares one matrix among the batch.
     pub batch_stride: usize,
+    /// The matrix lies in memory as its transpose. Only a left-hand side may.
+    pub transposed: bool,
 }
 
 impl<'a> MatRef<'a> {
@@ -36,6 +39,24 @@ impl<'a> MatRef<'a> {
             data,
             row_stride: cols,
             batch_stride: 0,
+            transposed: false,
+        }
+    }
+
+    /// A left-hand side `[m, k]` that lies in memory as `[k, m]` with no gaps: `A` of `C = X^T * B` is
+    /// `transposed(x, m)`. Shared by the batch.
+    pub fn transposed(data: &'a [f32], m: usize) -> Self {
+        Self {
+            transposed: true,
+            ..Self::new(data, m)
+        }
+    }
+
+    /// The same with one matrix every `batch_stride` elements.
+    pub fn batched(self, batch_stride: usize) -> Self {
+        Self {
+            batch_stride,
+            ..self
         }
     }
 }
@@ -236,10 +257,11 @@ impl Gemm<'_> {
             c.data.len(),
             extent(&[(batch, c.batch_stride), (m, c.row_stride), (n, 1)]),
         )?;
+        let (rows, cols) = if a.transposed { (k, m) } else { (m, k) };
         at_least(
             "a",
             a.data.len(),
-            extent(&[(batch, a.batch_stride), (m, a.row_stride), (k, 1)]),
+            extent(&[(batch, a.batch_stride), (rows, a.row_stride), (cols, 1)]),
         )?;
         let (rows, cols) = match b.layout {
             RhsLayout::RowsAreOutputs => (n, k),
@@ -254,6 +276,13 @@ impl Gemm<'_> {
             exactly("bias", bias.len(), n)?;
         }
         if let Some(r) = epilogue.residual {
+            if r.transposed {
+                return Err(KernelError::Size {
+                    what: "residual (transposed)",
+                    expected: "lie as the output does",
+                    found: 1,
+                });
+            }
             let need = extent(&[(batch, r.batch_stride), (m, r.row_stride), (n, 1)]);
             at_least("residual", r.data.len(), need)?;
         }
@@ -289,6 +318,7 @@ impl Gemm<'_> {
     fn merge_batch(&mut self) {
         let even = |row: usize, batch: usize| row.checked_mul(self.m) == Some(batch);
         let merges = self.batch > 1
+            && !self.a.transposed
             && self.b.batch_stride == 0
             && even(self.a.row_stride, self.a.batch_stride)
             && even(self.c.row_stride, self.c.batch_stride)
@@ -314,10 +344,9 @@ impl Gemm<'_> {
             ..
         } = self;
         let from = |data: &[f32], stride: usize| (batch * stride).min(data.len());
-        let lhs = MatLhs {
-            data: &a.data[from(a.data, a.batch_stride)..],
-            stride: a.row_stride,
-        };
+        let data = &a.data[from(a.data, a.batch_stride)..];
+        let stride = a.row_stride;
+        let lhs = MatLhs { data, stride };
         let weights = Weights {
             data: b.data,
             offset: (batch * b.batch_stride).min(b.data.len()),
@@ -338,7 +367,24 @@ impl Gemm<'_> {
         // SAFETY: `check` has shown that matrix `batch` lies inside C; matrices do not overlap.
         let out = unsafe { out.from(at) };
         let out_stride = c.row_stride;
-        if m <= params::FEW_ROWS && k > 0 && b.layout == RhsLayout::RowsAreOutputs {
+        if a.transposed {
+            let lhs = TransposedLhs {
+                data,
+                stride,
+                mr: isa.tile_size().0,
+            };
+            Product {
+                m,
+                n,
+                channels: k,
+                lhs,
+                weights,
+                out,
+                out_stride,
+                finish,
+            }
+            .run(isa);
+        } else if m <= params::FEW_ROWS && k > 0 && b.layout == RhsLayout::RowsAreOutputs {
             FewRows {
                 m,
                 n,

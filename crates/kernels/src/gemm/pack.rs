@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::params::A_STRIDE;
+use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
 use crate::simd::{Element, Simd, widen_slice};
@@ -26,7 +27,9 @@ impl KBlock {
 
 /// The left-hand side: whatever can write its rows into a panel.
 pub(crate) trait Lhs: Sync {
-    /// Writes rows `rows` of the block to `panel`, `A_STRIDE` apart.
+    /// How [`Lhs::pack`] lays out a panel; `Rows` or `Interleaved`.
+    const LAYOUT: ALayout = ALayout::Rows;
+    /// Writes rows `rows` of the block to `panel`, in the layout above.
     fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]);
 }
 
@@ -44,6 +47,36 @@ impl Lhs for MatLhs<'_> {
             let source =
                 &self.data[row * self.stride + block.channels.start..][..block.channels.len()];
             panel[i * A_STRIDE..][..source.len()].copy_from_slice(source);
+        }
+    }
+}
+
+/// A matrix that lies transposed, `[k, m]`, as a left-hand side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TransposedLhs<'a> {
+    pub data: &'a [f32],
+    /// Elements from one row in memory to the next.
+    pub stride: usize,
+    /// Rows of the widest tile, for which panels are laid out.
+    pub mr: usize,
+}
+
+impl Lhs for TransposedLhs<'_> {
+    const LAYOUT: ALayout = ALayout::Interleaved;
+
+    #[inline(always)]
+    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
+        // A copy of constant size is a vector or two; what it writes too much is overwritten by the next column,
+        // or lies behind the last.
+        const WIDE: usize = 16;
+        const { assert!(crate::simd::MAX_MR <= WIDE) };
+        for (slot, p) in block.channels.clone().enumerate() {
+            let at = p * self.stride + rows.start;
+            let dst = &mut panel[slot * self.mr..];
+            match (self.data.get(at..at + WIDE), dst.get_mut(..WIDE)) {
+                (Some(source), Some(dst)) => dst.copy_from_slice(source),
+                _ => dst[..rows.len()].copy_from_slice(&self.data[at..][..rows.len()]),
+            }
         }
     }
 }

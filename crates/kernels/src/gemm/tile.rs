@@ -100,6 +100,7 @@ macro_rules! dispatch_rows {
                 tile::<_, $rows, $nv, SHORT_STRIDE, 1>($s, args)
             })*
             $(($nv, ALayout::Interleaved, $rows) => tile::<_, $rows, $nv, 1, $mr>($s, args),)*
+            $((1, ALayout::Interleaved, $rows) => tile::<_, $rows, 1, 1, $mr>($s, args),)*
             _ => unreachable!("tile of {} rows and {} vectors", args.mr, args.nv),
         }
     }};

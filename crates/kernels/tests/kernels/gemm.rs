@@ -16,16 +16,27 @@ struct Case {
     bias: bool,
     residual: bool,
     shared: bool,
+    /// A lies as `[k, m]`.
+    transposed: bool,
 }
 
 impl Case {
     fn strides(&self) -> (usize, usize, usize) {
-        let (_, n, k) = self.size;
+        let (m, n, k) = self.size;
         let rows = match self.layout {
             RhsLayout::RowsAreOutputs => k,
             RhsLayout::RowsAreInner => n,
         };
-        (k + self.gaps.0, rows + self.gaps.1, n + self.gaps.2)
+        let a = if self.transposed { m } else { k };
+        (a + self.gaps.0, rows + self.gaps.1, n + self.gaps.2)
+    }
+
+    fn a_rows(&self) -> usize {
+        if self.transposed {
+            self.size.2
+        } else {
+            self.size.0
+        }
     }
 
     fn b_rows(&self) -> usize {
@@ -40,7 +51,7 @@ impl Case {
         let ((m, n, _), (sa, sb, sc)) = (self.size, self.strides());
         let matrices = if self.shared { 1 } else { self.batch };
         [
-            noise(self.batch * m * sa, 1),
+            noise(self.batch * self.a_rows() * sa, 1),
             noise(matrices * self.b_rows() * sb, 2),
             noise(n, 3),
             noise(self.batch * m * sc, 4),
@@ -60,6 +71,7 @@ impl Case {
             data: residual,
             row_stride: sc,
             batch_stride: m * sc,
+            transposed: false,
         };
         Gemm {
             batch: self.batch,
@@ -69,7 +81,8 @@ impl Case {
             a: MatRef {
                 data: a,
                 row_stride: sa,
-                batch_stride: m * sa,
+                batch_stride: self.a_rows() * sa,
+                transposed: self.transposed,
             },
             b: Rhs {
                 data: b.data(),
@@ -143,7 +156,7 @@ fn case() -> impl Strategy<Value = Case> {
     let options = (
         0usize..3,
         prop::sample::select(&ACTIVATIONS[..]),
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
     );
     (
         0usize..4,
@@ -153,7 +166,13 @@ fn case() -> impl Strategy<Value = Case> {
         options,
     )
         .prop_map(
-            |(batch, size, gaps, layout, (stored, activation, [bias, residual, shared]))| Case {
+            |(
+                batch,
+                size,
+                gaps,
+                layout,
+                (stored, activation, [bias, residual, shared, transposed]),
+            )| Case {
                 batch,
                 size,
                 gaps,
@@ -163,6 +182,7 @@ fn case() -> impl Strategy<Value = Case> {
                 bias,
                 residual,
                 shared,
+                transposed,
             },
         )
 }
@@ -198,7 +218,13 @@ fn blocked_shapes_agree_with_the_reference() {
             bias: true,
             residual: true,
             shared: true,
+            transposed: false,
         };
+        let transposed = Case {
+            transposed: true,
+            ..case.clone()
+        };
+        pool.install(|| transposed.check());
         pool.install(|| case.check());
     }
 }
