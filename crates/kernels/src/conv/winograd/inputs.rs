@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::plan::Plan;
-use super::transform::{SIDE, columns, input_line};
-use crate::conv::Window;
+use super::transform::{SIDE, columns, input_line, row, square};
+use crate::conv::{Window, prefetch};
 use crate::gemm::driver::SharedOut;
 use crate::gemm::tile::SHORT_STRIDE;
 use crate::simd::{Job, Simd};
@@ -31,32 +31,41 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
         let channels = self.plan.channels(self.chunk);
         let place_len = self.plan.place_len();
         let from = self.chunk * self.plan.places() * place_len;
+        let mut next = self.pixels(self.tiles.start, channels.clone());
         for tile in self.tiles.clone() {
-            let pixels = self.pixels(tile, channels.clone());
-            let row = from + (tile - self.first) * SHORT_STRIDE;
+            let pixels = next;
+            if tile + 1 < self.tiles.end {
+                next = self.pixels(tile + 1, channels.clone());
+            }
+            let first = from + (tile - self.first) * SHORT_STRIDE;
             for c in (0..channels.len()).step_by(S::LANES) {
                 let width = S::LANES.min(channels.len() - c);
-                let mut d = [[s.zero(); SIDE]; SIDE];
-                for (line, pixels) in d.iter_mut().zip(&pixels).take(M + 2) {
-                    for (v, &pixel) in line.iter_mut().zip(pixels).take(M + 2) {
-                        // SAFETY: every pixel points to this chunk's channels, c + width <= their number.
-                        *v = unsafe {
-                            if width == S::LANES {
-                                s.load(pixel.add(c))
-                            } else {
-                                s.load_partial(std::slice::from_raw_parts(pixel.add(c), width))
-                            }
-                        };
+                for line in &next[..M + 2] {
+                    for &pixel in &line[2..M + 2] {
+                        prefetch(pixel.wrapping_add(c));
                     }
                 }
-                let half = columns!(s, input_line::<S, M>, d, [0 1 2 3 4 5], M + 2, M + 2);
-                for (r, line) in half.into_iter().enumerate().take(M + 2) {
-                    let line = input_line::<S, M>(s, line);
-                    for (q, v) in line.into_iter().enumerate().take(M + 2) {
-                        let at = row + (r * (M + 2) + q) * place_len + c;
+                let d = square!(|r, q| if r < M + 2 && q < M + 2 {
+                    let pixel = pixels[r][q].wrapping_add(c);
+                    // SAFETY: every pixel points to this chunk's channels, c + width <= their number.
+                    unsafe {
+                        if width == S::LANES {
+                            s.load(pixel)
+                        } else {
+                            s.load_partial(std::slice::from_raw_parts(pixel, width))
+                        }
+                    }
+                } else {
+                    s.zero()
+                });
+                let half = columns!(s, input_line::<S, M>, d, [0 1 2 3 4 5]);
+                for r in 0..M + 2 {
+                    let line = input_line::<S, M>(s, row(&half, r));
+                    for q in 0..M + 2 {
+                        let at = first + (r * (M + 2) + q) * place_len + c;
                         // SAFETY: the tile's own row of a place; whole vectors fit, as SHORT_STRIDE is a multiple
                         // of every LANES.
-                        unsafe { s.store(self.out.at(at), v) };
+                        unsafe { s.store(self.out.at(at), line[q]) };
                     }
                 }
             }

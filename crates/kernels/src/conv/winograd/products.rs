@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::plan::{PAD, Plan};
-use super::transform::{SIDE, columns, output_line};
-use super::weights::{TransformWeights, place_len, weight_len};
+use super::transform::{columns, output_line, row, square};
+use super::weights::{Ahead, TransformWeights, place_len, weight_len};
+use crate::Activation;
 use crate::conv::Window;
 use crate::gemm::params::split;
 use crate::gemm::tile::{ALayout, SHORT_STRIDE, TileArgs};
@@ -67,6 +68,18 @@ impl<const M: usize> Job for Products<'_, '_, M> {
 }
 
 impl<const M: usize> Products<'_, '_, M> {
+    /// The weights that will be transformed after those of `chunk`.
+    fn ahead(&self, chunk: usize) -> Option<Ahead> {
+        let plan = self.plan;
+        let (column, chunk) = match chunk + 1 < plan.chunks {
+            true => (self.column, chunk + 1),
+            false => (self.column + 1, 0),
+        };
+        let stored = matches!(self.weights, WeightSource::Stored);
+        (stored && column < plan.columns)
+            .then(|| Ahead::new(self.conv, plan.cols(column), plan.channels(chunk)))
+    }
+
     /// Floats from one place's products to the next's; each place's are `[tile, NR]`.
     #[inline(always)]
     fn place_products<S: Simd>(&self) -> usize {
@@ -79,6 +92,7 @@ impl<const M: usize> Products<'_, '_, M> {
         let k = plan.channels(chunk).len();
         let panels = self.tiles.len().div_ceil(S::MR);
         let first = self.tiles.start - self.group.start;
+        let ahead = self.ahead(chunk);
         for place in 0..plan.places() {
             let b = &weights[place * place_len(plan.chunk, S::NR)..][..k * S::NR];
             let inputs = &self.inputs[(chunk * plan.places() + place) * plan.place_len()..];
@@ -87,6 +101,9 @@ impl<const M: usize> Products<'_, '_, M> {
                 let rows = split(self.tiles.len(), panels, panel);
                 let a = &inputs[(first + rows.start) * SHORT_STRIDE..][..rows.len() * SHORT_STRIDE];
                 let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
+                if let Some(ahead) = &ahead {
+                    ahead.fetch(place * panels + panel, plan.places() * panels);
+                }
                 // SAFETY: A holds as many rows of SHORT_STRIDE >= k as the panel has tiles, at most MR; B holds k
                 // rows of NR; C as many rows of NR as A.
                 unsafe {
@@ -112,46 +129,46 @@ impl<const M: usize> Products<'_, '_, M> {
         let (image, oy, ox) = self.plan.position(tile);
         let (oh, ow) = self.plan.out_size;
         let cols = self.plan.cols(self.column);
-        let (row, len) = (tile - self.tiles.start, self.place_products::<S>());
+        let (tile_row, len) = (tile - self.tiles.start, self.place_products::<S>());
+        let finish = &self.conv.finish;
+        let bias = finish
+            .bias
+            .map(|b| &b[image * oh * ow / finish.rows_per_bias * finish.n..][..finish.n]);
+        let first = (image * oh + oy) * ow + ox;
         for lane in (0..cols.len()).step_by(S::LANES) {
             let width = S::LANES.min(cols.len() - lane);
-            let mut m = [[s.zero(); SIDE]; SIDE];
-            for (r, line) in m.iter_mut().enumerate().take(M + 2) {
-                for (q, v) in line.iter_mut().enumerate().take(M + 2) {
-                    let at = (r * (M + 2) + q) * len + row * S::NR + lane;
-                    *v = s.load_slice(&products[at..]);
-                }
-            }
-            let half = columns!(s, output_line::<S, M>, m, [0 1 2 3 4 5], M + 2, M);
-            for (r, line) in half.into_iter().enumerate().take(M.min(oh - oy)) {
-                let line = output_line::<S, M>(s, line);
-                let pixel = (image * oh + oy + r) * ow + ox;
-                for (q, v) in line.into_iter().enumerate().take(M.min(ow - ox)) {
-                    self.finish(s, pixel + q, cols.start + lane, width, v);
+            let channel = cols.start + lane;
+            let bias = bias.map_or(s.zero(), |b| s.load_some(&b[channel..][..width]));
+            let m = square!(|r, q| if r < M + 2 && q < M + 2 {
+                let at = (r * (M + 2) + q) * len + tile_row * S::NR + lane;
+                s.load_slice(&products[at..])
+            } else {
+                s.zero()
+            });
+            let half = columns!(s, output_line::<S, M>, m, [0 1 2 3 4 5]);
+            for r in 0..M {
+                let line = output_line::<S, M>(s, row(&half, r));
+                for q in 0..M {
+                    if oy + r < oh && ox + q < ow {
+                        let v = s.add(line[q], bias);
+                        self.finish(s, first + r * ow + q, channel, width, v);
+                    }
                 }
             }
         }
     }
 
-    /// Bias, activation and residual of up to `LANES` channels of a pixel.
+    /// Activation and residual of up to `LANES` channels of a pixel.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, pixel: usize, channel: usize, width: usize, v: S::V) {
         let finish = &self.conv.finish;
-        let some = |x: &[f32]| {
-            if width == S::LANES {
-                s.load_slice(x)
-            } else {
-                s.load_partial(&x[..width])
-            }
-        };
         let mut v = v;
-        if let Some(bias) = finish.bias {
-            let at = pixel / finish.rows_per_bias * finish.n;
-            v = s.add(v, some(&bias[at + channel..]));
+        if finish.activation != Activation::None {
+            v = math::activate(s, finish.activation, v);
         }
-        v = math::activate(s, finish.activation, v);
         if let Some((residual, stride)) = finish.residual {
-            v = s.add(v, some(&residual[pixel * stride + channel..]));
+            let residual = &residual[pixel * stride + channel..][..width];
+            v = s.add(v, s.load_some(residual));
         }
         // SAFETY: these channels of this pixel belong to this task alone.
         let out = unsafe { self.conv.out.part(pixel * finish.n + channel, width) };

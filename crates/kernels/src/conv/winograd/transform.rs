@@ -95,18 +95,46 @@ pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S:
     ]
 }
 
-/// A transform along the columns of a square: `$in` lines of `$cols` become `$out` lines of as many.
+/// A line across transformed columns.
+#[inline(always)]
+pub(super) fn row<V: Copy, const N: usize>(columns: &[[V; N]; SIDE], r: usize) -> [V; SIDE] {
+    let [a, b, c, d, e, f] = columns;
+    [a[r], b[r], c[r], d[r], e[r], f[r]]
+}
+
+// Macros, not loops: arrays that loops fill begin as zeros in memory, which costs as much as the transform.
+
+/// The square of `SIDE` lines of `SIDE` that an expression of the line and the column gives.
+macro_rules! square {
+    (|$r:ident, $c:ident| $f:expr) => {
+        $crate::conv::winograd::transform::square!(@lines $r $c $f; 0 1 2 3 4 5)
+    };
+    (@lines $r:ident $c:ident $f:expr; $($line:literal)*) => {
+        [$({
+            let $r: usize = $line;
+            $crate::conv::winograd::transform::square!(@line $c $f; 0 1 2 3 4 5)
+        }),*]
+    };
+    (@line $c:ident $f:expr; $($column:literal)*) => {
+        [$({
+            let $c: usize = $column;
+            $f
+        }),*]
+    };
+}
+pub(super) use square;
+
+/// A transform along the columns of a square, whose lines become columns.
 macro_rules! columns {
-    ($s:expr, $line:path, $x:expr, [$($row:literal)*], $cols:expr, $out:expr) => {{
+    ($s:expr, $line:path, $x:expr, $rows:tt) => {{
         let (s, x) = ($s, $x);
-        let mut turned = [[s.zero(); $crate::conv::winograd::transform::SIDE]; $crate::conv::winograd::transform::SIDE];
-        for c in 0..$cols {
-            let column = $line(s, [$(x[$row][c]),*]);
-            for r in 0..$out {
-                turned[r][c] = column[r];
-            }
-        }
-        turned
+        $crate::conv::winograd::transform::columns!(@all s $line, x $rows 0 1 2 3 4 5)
     }};
+    (@all $s:ident $line:path, $x:ident $rows:tt $($column:literal)*) => {
+        [$($crate::conv::winograd::transform::columns!(@one $s $line, $x $rows $column)),*]
+    };
+    (@one $s:ident $line:path, $x:ident [$($row:literal)*] $column:literal) => {
+        $line($s, [$($x[$row][$column]),*])
+    };
 }
 pub(super) use columns;

@@ -5,9 +5,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::plan::PAD;
-use super::transform::{columns, weight_line};
+use super::transform::{columns, square, weight_line};
 use crate::RhsData;
-use crate::conv::Window;
+use crate::conv::{Window, prefetch};
 use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
 
 /// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
@@ -81,21 +81,63 @@ impl<const M: usize> TransformWeights<'_, '_, M> {
     }
 }
 
+/// Stored weights that will be needed, fetched into cache little by little, as rows far apart begin too often for the
+/// CPU to see it coming.
+pub(super) struct Ahead {
+    start: *const u8,
+    /// Bytes from a row to the next.
+    pitch: usize,
+    rows: usize,
+    /// Cache lines of a row.
+    lines: usize,
+}
+
+impl Ahead {
+    pub(super) fn new(conv: &Window<'_>, cols: Range<usize>, channels: Range<usize>) -> Self {
+        let (start, size) = match conv.weight {
+            RhsData::F32(d) => (d.as_ptr().cast::<u8>(), size_of::<f32>()),
+            RhsData::F16(d) => (d.as_ptr().cast(), size_of::<f16>()),
+            RhsData::BF16(d) => (d.as_ptr().cast(), size_of::<bf16>()),
+        };
+        let first = (cols.start * conv.in_channels + channels.start) * 9;
+        Self {
+            start: start.wrapping_add(first * size),
+            pitch: conv.in_channels * 9 * size,
+            rows: cols.len(),
+            lines: (channels.len() * 9 * size).div_ceil(64) + 1,
+        }
+    }
+
+    /// Part `step` of `steps`.
+    #[inline(always)]
+    pub(super) fn fetch(&self, step: usize, steps: usize) {
+        let total = self.rows * self.lines;
+        let (from, to) = (total * step / steps, total * (step + 1) / steps);
+        let (mut row, mut line) = (from / self.lines, from % self.lines);
+        for _ in from..to {
+            prefetch(self.start.wrapping_add(row * self.pitch + line * 64).cast());
+            line += 1;
+            if line == self.lines {
+                (row, line) = (row + 1, 0);
+            }
+        }
+    }
+}
+
 /// One channel's weights of `LANES` outputs.
 #[inline(always)]
 fn transform_channel<S: Simd, const M: usize>(s: S, taps: &[f32], out: &mut [f32], chunk: usize) {
-    let mut g = [[s.zero(); 3]; 3];
-    for (r, line) in g.iter_mut().enumerate() {
-        for (q, v) in line.iter_mut().enumerate() {
-            *v = s.load_slice(&taps[(r * 3 + q) * S::LANES..]);
-        }
-    }
+    let g = square!(|r, q| if r < 3 && q < 3 {
+        s.load_slice(&taps[(r * 3 + q) * S::LANES..])
+    } else {
+        s.zero()
+    });
     let len = place_len(chunk, S::NR);
-    let half = columns!(s, weight_line::<S, M>, g, [0 1 2], 3, M + 2);
-    for (r, line) in half.into_iter().enumerate().take(M + 2) {
-        let line = weight_line::<S, M>(s, [line[0], line[1], line[2]]);
-        for (q, v) in line.into_iter().enumerate().take(M + 2) {
-            s.store_slice(&mut out[(r * (M + 2) + q) * len..], v);
+    let half = columns!(s, weight_line::<S, M>, g, [0 1 2]);
+    for r in 0..M + 2 {
+        let line = weight_line::<S, M>(s, [half[0][r], half[1][r], half[2][r]]);
+        for q in 0..M + 2 {
+            s.store_slice(&mut out[(r * (M + 2) + q) * len..], line[q]);
         }
     }
 }
