@@ -61,11 +61,11 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
                 let half = columns!(s, input_line::<S, M>, d, [0 1 2 3 4 5]);
                 for r in 0..M + 2 {
                     let line = input_line::<S, M>(s, row(&half, r));
-                    for q in 0..M + 2 {
+                    for (q, &v) in line.iter().enumerate().take(M + 2) {
                         let at = first + (r * (M + 2) + q) * place_len + c;
                         // SAFETY: the tile's own row of a place; whole vectors fit, as SHORT_STRIDE is a multiple
                         // of every LANES.
-                        unsafe { s.store(self.out.at(at), line[q]) };
+                        unsafe { s.store(self.out.at(at), v) };
                     }
                 }
             }

@@ -57,7 +57,7 @@ impl<const M: usize> Plan<M> {
         let most = if hold_weights {
             own
         } else {
-            (INPUTS_HELD / tile / mr).max(1) * mr
+            (INPUTS_HELD / tile).max(mr)
         };
         Self {
             out_size,

@@ -148,9 +148,9 @@ impl<const M: usize> Products<'_, '_, M> {
             let half = columns!(s, output_line::<S, M>, m, [0 1 2 3 4 5]);
             for r in 0..M {
                 let line = output_line::<S, M>(s, row(&half, r));
-                for q in 0..M {
+                for (q, &v) in line.iter().enumerate().take(M) {
                     if oy + r < oh && ox + q < ow {
-                        let v = s.add(line[q], bias);
+                        let v = s.add(v, bias);
                         self.finish(s, first + r * ow + q, channel, width, v);
                     }
                 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::plan::PAD;
-use super::transform::{columns, square, weight_line};
+use super::transform::{columns, row, square, weight_line};
 use crate::RhsData;
 use crate::conv::{Window, prefetch};
 use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
@@ -133,11 +133,15 @@ fn transform_channel<S: Simd, const M: usize>(s: S, taps: &[f32], out: &mut [f32
         s.zero()
     });
     let len = place_len(chunk, S::NR);
+    let last = ((M + 2) * (M + 2) - 1) * len;
+    assert!(out.len() >= last + S::LANES);
     let half = columns!(s, weight_line::<S, M>, g, [0 1 2]);
     for r in 0..M + 2 {
-        let line = weight_line::<S, M>(s, [half[0][r], half[1][r], half[2][r]]);
-        for q in 0..M + 2 {
-            s.store_slice(&mut out[(r * (M + 2) + q) * len..], line[q]);
+        let [a, b, c, ..] = row(&half, r);
+        let line = weight_line::<S, M>(s, [a, b, c]);
+        for (q, &v) in line.iter().enumerate().take(M + 2) {
+            // SAFETY: (r, q) is at most the last place, whose LANES were checked to be there.
+            unsafe { s.store(out.as_mut_ptr().add((r * (M + 2) + q) * len), v) };
         }
     }
 }
