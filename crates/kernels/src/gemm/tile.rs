@@ -8,8 +8,6 @@ use crate::simd::Simd;
 pub(crate) enum ALayout {
     /// Row `i` starts at `i * A_STRIDE`; what copying rows gives.
     Rows,
-    /// Row `i` starts at `i * SHORT_STRIDE`.
-    ShortRows,
     /// Element `(i, p)` is at `p * MR + i`; what a transpose gives.
     Interleaved,
 }
@@ -85,20 +83,15 @@ pub(crate) unsafe fn tile<
 
 /// Row stride of [`ALayout::Rows`].
 pub(crate) const ROWS: usize = A_STRIDE;
-/// Row stride of [`ALayout::ShortRows`]: a panel without gaps, whose rows are never longer than this.
-pub(crate) const SHORT_STRIDE: usize = 160;
 
 /// Calls the [`tile`] whose fixed size fits `args`. `$nv` is the widest number of vectors, `$mr` the most rows.
 macro_rules! dispatch_rows {
     ($s:expr, $args:expr, $nv:literal, $mr:literal, [$($rows:literal)*]) => {{
-        use $crate::gemm::tile::{ALayout, ROWS, SHORT_STRIDE, tile};
+        use $crate::gemm::tile::{ALayout, ROWS, tile};
         let args: $crate::gemm::tile::TileArgs = $args;
         match (args.nv, args.a_layout, args.mr) {
             $(($nv, ALayout::Rows, $rows) => tile::<_, $rows, $nv, ROWS, 1>($s, args),)*
             $((1, ALayout::Rows, $rows) => tile::<_, $rows, 1, ROWS, 1>($s, args),)*
-            $(($nv, ALayout::ShortRows, $rows) => {
-                tile::<_, $rows, $nv, SHORT_STRIDE, 1>($s, args)
-            })*
             $(($nv, ALayout::Interleaved, $rows) => tile::<_, $rows, $nv, 1, $mr>($s, args),)*
             $((1, ALayout::Interleaved, $rows) => tile::<_, $rows, 1, 1, $mr>($s, args),)*
             _ => unreachable!("tile of {} rows and {} vectors", args.mr, args.nv),

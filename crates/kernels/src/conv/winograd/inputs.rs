@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::plan::Plan;
+use super::tile::ROW;
 use super::transform::{SIDE, columns, input_line, row, square};
 use crate::conv::{Window, prefetch};
 use crate::gemm::driver::SharedOut;
-use crate::gemm::tile::SHORT_STRIDE;
 use crate::simd::{Job, Simd};
 
 /// Stands for every pixel of the padding.
-static ZEROS: [f32; SHORT_STRIDE] = [0.0; SHORT_STRIDE];
+static ZEROS: [f32; ROW] = [0.0; ROW];
 
 /// A chunk of channels of some tiles.
 pub(super) struct TransformInputs<'a, 'b, const M: usize> {
@@ -37,7 +37,7 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
             if tile + 1 < self.tiles.end {
                 next = self.pixels(tile + 1, channels.clone());
             }
-            let first = from + (tile - self.first) * SHORT_STRIDE;
+            let first = from + (tile - self.first) * ROW;
             for c in (0..channels.len()).step_by(S::LANES) {
                 let width = S::LANES.min(channels.len() - c);
                 for line in &next[..M + 2] {
@@ -63,7 +63,7 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
                     let line = input_line::<S, M>(s, row(&half, r));
                     for (q, &v) in line.iter().enumerate().take(M + 2) {
                         let at = first + (r * (M + 2) + q) * place_len + c;
-                        // SAFETY: the tile's own row of a place; whole vectors fit, as SHORT_STRIDE is a multiple
+                        // SAFETY: the tile's own row of a place; whole vectors fit, as ROW is a multiple
                         // of every LANES.
                         unsafe { s.store(self.out.at(at), v) };
                     }

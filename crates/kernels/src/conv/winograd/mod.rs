@@ -22,6 +22,7 @@ use crate::simd::{Job, Simd};
 mod inputs;
 mod plan;
 mod products;
+mod tile;
 mod transform;
 mod weights;
 

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
+use super::tile::ROW;
 use super::weights::weight_len;
 use crate::Isa;
 use crate::conv::Window;
 use crate::gemm::params::even_part;
-use crate::gemm::tile::SHORT_STRIDE;
 
 /// Most channels of a chunk: a panel of weights (20 KiB) and the rows of a tile (9 KiB) stay in L1.
-const CHUNK: usize = SHORT_STRIDE;
+const CHUNK: usize = ROW;
 /// Floats of transformed weights that may be held (12 MiB).
 const WEIGHTS_HELD: usize = 3 << 20;
 /// Floats of transformed inputs of a task that uses held weights (half of L2).
@@ -20,7 +20,7 @@ const INPUTS_HELD: usize = 3 << 20;
 /// A line of floats more, so that the places of a tile do not meet in the same cache sets.
 pub(super) const PAD: usize = 16;
 
-/// Transformed inputs of a group of tiles lie as `[chunk, place, tile, SHORT_STRIDE channels]`.
+/// Transformed inputs of a group of tiles lie as `[chunk, place, tile, ROW channels]`.
 pub(super) struct Plan<const M: usize> {
     pub out_size: (usize, usize),
     /// Tiles down and across an image.
@@ -50,7 +50,7 @@ impl<const M: usize> Plan<M> {
         let chunk = even_part(conv.in_channels, CHUNK, 16);
         let chunks = conv.in_channels.div_ceil(chunk);
         let columns = conv.out_channels.div_ceil(nr);
-        let tile = chunks * (M + 2) * (M + 2) * SHORT_STRIDE;
+        let tile = chunks * (M + 2) * (M + 2) * ROW;
         let all_weights = columns * chunks * weight_len::<M>(chunk, nr);
         let own = (TASK_INPUTS / tile / mr).max(1) * mr;
         let hold_weights = all_weights <= WEIGHTS_HELD && tiles >= 8 * own;
@@ -81,7 +81,7 @@ impl<const M: usize> Plan<M> {
 
     /// Floats from one place's inputs to the next's.
     pub(super) fn place_len(&self) -> usize {
-        self.group * SHORT_STRIDE + PAD
+        self.group * ROW + PAD
     }
 
     /// Floats of a group's transformed inputs.

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::plan::{PAD, Plan};
+use super::tile::{ROW, Tile};
 use super::transform::{columns, output_line, row, square};
 use super::weights::{Ahead, TransformWeights, place_len, weight_len};
 use crate::Activation;
 use crate::conv::Window;
 use crate::gemm::params::split;
-use crate::gemm::tile::{ALayout, SHORT_STRIDE, TileArgs};
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd, math};
 
@@ -99,25 +99,24 @@ impl<const M: usize> Products<'_, '_, M> {
             let products = &mut products[place * self.place_products::<S>()..];
             for panel in 0..panels {
                 let rows = split(self.tiles.len(), panels, panel);
-                let a = &inputs[(first + rows.start) * SHORT_STRIDE..][..rows.len() * SHORT_STRIDE];
+                let a = &inputs[(first + rows.start) * ROW..][..rows.len() * ROW];
                 let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
                 if let Some(ahead) = &ahead {
                     ahead.fetch(place * panels + panel, plan.places() * panels);
                 }
-                // SAFETY: A holds as many rows of SHORT_STRIDE >= k as the panel has tiles, at most MR; B holds k
+                // SAFETY: A holds as many rows of ROW >= k as the panel has tiles, at most MR; B holds k
                 // rows of NR; C as many rows of NR as A.
                 unsafe {
-                    s.tile(TileArgs {
-                        mr: rows.len(),
-                        nv: S::NV,
+                    Tile {
+                        rows: rows.len(),
                         k,
-                        a_layout: ALayout::ShortRows,
                         a: a.as_ptr(),
                         b: b.as_ptr(),
                         c: c.as_mut_ptr(),
-                        c_stride: S::NR,
                         accumulate: chunk > 0,
-                    });
+                        next: a.as_ptr().wrapping_add(a.len()),
+                    }
+                    .run(s);
                 }
             }
         }
