@@ -45,16 +45,27 @@ impl Padding {
 /// How a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConvAlgorithm {
-    /// Chosen by shape.
+    /// The fastest for the shape of one image among those whose [`error_bound`](Self::error_bound) is at most 4e-6.
     #[default]
     Auto,
     /// A matrix product over patches.
     Direct,
-    /// Winograd F(2x2, 3x3); falls back to `Direct` where it does not apply (it needs 3x3, stride 1).
+    /// Winograd F(2x2, 3x3): 16 products for 4 outputs, where `Direct` has 36; falls back to `Direct` where it does
+    /// not apply (it needs 3x3, stride 1).
     Winograd2,
-    /// Winograd F(4x4, 3x3); falls back likewise. A quarter of the multiplications; root mean square error against
-    /// `f64` about 2e-6 of the output's root mean square, 5 times that of `Direct`.
+    /// Winograd F(4x4, 3x3): 36 products for 16 outputs, where `Direct` has 144; falls back likewise.
     Winograd4,
+}
+
+impl ConvAlgorithm {
+    /// Root mean square error against `f64`, relative to the output's root mean square, on inputs and weights without
+    /// pattern, from 16 to 1280 channels (asserted by the tests). No single output is wrong by more than 6 times that.
+    pub fn error_bound(self) -> f64 {
+        match self {
+            Self::Auto | Self::Winograd4 => 2e-6,
+            Self::Winograd2 | Self::Direct => 6e-7,
+        }
+    }
 }
 
 /// A cross-correlation as PyTorch's `conv2d` (dilation 1, one group), on channels-last activations.

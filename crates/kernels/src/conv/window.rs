@@ -5,6 +5,12 @@ use crate::gemm::driver::SharedOut;
 use crate::gemm::finish::Finish;
 use crate::{Isa, RhsData};
 
+/// Input channels from which Winograd's filters pay.
+const MIN_CHANNELS: usize = 8;
+/// Largest [`ConvAlgorithm::error_bound`] that is chosen without being asked for: a thousandth of a step of an image's
+/// 8 bits.
+const MAX_ERROR: f64 = 4e-6;
+
 /// A checked convolution whose output is not empty. Unlike [`crate::Conv2d`] it may begin and end anywhere, inside
 /// the input too.
 #[derive(Clone, Copy)]
@@ -57,28 +63,30 @@ impl Window<'_> {
         }
     }
 
-    /// The algorithm that runs.
+    /// The algorithm that runs. It follows the sizes of one image, never the batch, so that an image's result does not
+    /// depend on its neighbours.
     fn resolve(&self, algorithm: ConvAlgorithm) -> ConvAlgorithm {
-        let (oh, ow) = self.out_size;
         if self.kernel != (3, 3) || self.stride != 1 || self.in_channels == 0 {
             return ConvAlgorithm::Direct;
         }
         if algorithm != ConvAlgorithm::Auto {
             return algorithm;
         }
-        // Thin layers are bound by the transforms.
-        if self.in_channels < 32 || self.out_channels < 32 {
+        // Few channels are bound by the transforms (measured).
+        if self.in_channels < MIN_CHANNELS {
             return ConvAlgorithm::Direct;
         }
-        // Products a channel, and what preparing the weights costs, in units of that (measured: about 12 tiles).
-        let tiles = |side: usize| self.batch * oh.div_ceil(side) * ow.div_ceil(side) + 12;
+        let (oh, ow) = self.out_size;
+        let tiles = |side: usize| oh.div_ceil(side) * ow.div_ceil(side);
+        // Products a channel, and what preparing the weights costs in units of that (measured).
         let costs = [
-            (tiles(4) * 36, ConvAlgorithm::Winograd4),
-            (tiles(2) * 16, ConvAlgorithm::Winograd2),
-            (tiles(1) * 9, ConvAlgorithm::Direct),
+            (tiles(4) * 36 + 234, ConvAlgorithm::Winograd4),
+            (tiles(2) * 16 + 122, ConvAlgorithm::Winograd2),
+            (tiles(1) * 9 + 208, ConvAlgorithm::Direct),
         ];
         costs
             .into_iter()
+            .filter(|c| c.1.error_bound() <= MAX_ERROR)
             .min_by_key(|c| c.0)
             .map_or(ConvAlgorithm::Direct, |c| c.1)
     }

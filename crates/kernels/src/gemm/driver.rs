@@ -29,6 +29,11 @@ impl SharedOut {
         Self(out.as_mut_ptr())
     }
 
+    /// Address of the first element.
+    pub(crate) fn start(self) -> *const f32 {
+        self.0
+    }
+
     /// Address of element `at`.
     ///
     /// # Safety

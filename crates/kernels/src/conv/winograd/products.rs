@@ -7,7 +7,7 @@ use super::tile::{ROW, Tile};
 use super::transform::{columns, output_line, row, square};
 use super::weights::{Ahead, TransformWeights, place_len, weight_len};
 use crate::Activation;
-use crate::conv::Window;
+use crate::conv::{Window, prefetch};
 use crate::gemm::params::split;
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd, math};
@@ -93,6 +93,7 @@ impl<const M: usize> Products<'_, '_, M> {
         let panels = self.tiles.len().div_ceil(S::MR);
         let first = self.tiles.start - self.group.start;
         let ahead = self.ahead(chunk);
+        let mut pixels = (chunk + 1 == plan.chunks).then(|| PixelsAhead::new(self));
         for place in 0..plan.places() {
             let b = &weights[place * place_len(plan.chunk, S::NR)..][..k * S::NR];
             let inputs = &self.inputs[(chunk * plan.places() + place) * plan.place_len()..];
@@ -103,6 +104,9 @@ impl<const M: usize> Products<'_, '_, M> {
                 let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
                 if let Some(ahead) = &ahead {
                     ahead.fetch(place * panels + panel, plan.places() * panels);
+                }
+                if let Some(pixels) = &mut pixels {
+                    pixels.fetch(place * panels + panel + 1, plan.places() * panels);
                 }
                 // SAFETY: A holds as many rows of ROW >= k as the panel has tiles, at most MR; B holds k
                 // rows of NR; C as many rows of NR as A.
@@ -175,6 +179,57 @@ impl<const M: usize> Products<'_, '_, M> {
             s.store_slice(out, v);
         } else {
             s.store_partial(out, v);
+        }
+    }
+}
+
+/// The output's pixels that will be written (and the residual's that will be read), fetched into cache little by little.
+struct PixelsAhead<'a, 'b, const M: usize> {
+    products: &'a Products<'a, 'b, M>,
+    cols: Range<usize>,
+    tile: usize,
+    /// Line of the tile.
+    line: usize,
+    /// Lines fetched.
+    done: usize,
+}
+
+impl<'a, 'b, const M: usize> PixelsAhead<'a, 'b, M> {
+    fn new(products: &'a Products<'a, 'b, M>) -> Self {
+        Self {
+            products,
+            cols: products.plan.cols(products.column),
+            tile: products.tiles.start,
+            line: 0,
+            done: 0,
+        }
+    }
+
+    /// What is missing of the first `step` of `steps` parts.
+    #[inline(always)]
+    fn fetch(&mut self, step: usize, steps: usize) {
+        let Products {
+            conv, plan, tiles, ..
+        } = self.products;
+        let (oh, ow) = plan.out_size;
+        let wanted = tiles.len() * M * step / steps;
+        while self.done < wanted {
+            let (image, oy, ox) = plan.position(self.tile);
+            let at = ((image * oh + oy + self.line) * ow + ox) * conv.out_channels;
+            for pixel in 0..M {
+                let at = at + pixel * conv.out_channels + self.cols.start;
+                for c in (0..self.cols.len()).step_by(16) {
+                    prefetch(conv.out.start().wrapping_add(at + c));
+                    if let Some((residual, _)) = conv.finish.residual {
+                        prefetch(residual.as_ptr().wrapping_add(at + c));
+                    }
+                }
+            }
+            self.line += 1;
+            if self.line == M {
+                (self.line, self.tile) = (0, self.tile + 1);
+            }
+            self.done += 1;
         }
     }
 }
