@@ -2,12 +2,15 @@
 //!
 //! `cargo run --release -p aquatint-kernels --example bench_conv -- [threads] [repeats] SPEC..`, where a SPEC is
 //! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-ALGORITHM]`, an algorithm one of a (auto), d, 2, 4, or with `u` before it
-//! for a doubled input; prints median and best milliseconds.
+//! for a doubled input; a last `w` times the gradient of the weight instead, `g` that of the input; prints median and best milliseconds.
 #![allow(clippy::print_stdout, reason = "a program for people to read")]
 
 use std::time::Instant;
 
-use aquatint_kernels::{Activation, Buffer, Conv2d, ConvAlgorithm, Padding, RhsData, conv2d};
+use aquatint_kernels::{
+    Activation, Buffer, Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm, Padding,
+    RhsData, conv2d, conv2d_backward_data, conv2d_backward_weight,
+};
 use half::f16;
 
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -65,28 +68,62 @@ fn time(spec: &str, repeats: usize) {
         .map(f16::from_f32)
         .collect();
     let mut out = Buffer::new(batch * side(height) * side(width) * cout);
+    out.fill(0.5);
+    let mut dw = noise(cin * cout * kernel * kernel, 2);
     let (mut times, mut cpus) = (Vec::new(), Vec::new());
     for _ in 0..=repeats {
         let (start, cpu) = (Instant::now(), cpu_seconds());
-        conv2d(Conv2d {
-            x: &x,
-            batch,
-            height,
-            width,
-            in_channels: cin,
-            out_channels: cout,
-            kernel: (kernel, kernel),
-            weight: RhsData::F16(&weight),
-            bias: None,
-            stride,
-            padding: Padding::all(kernel / 2),
-            upsample,
-            activation: Activation::None,
-            residual: None,
-            out: &mut out,
-            algorithm,
-        })
-        .unwrap_or_else(|e| panic!("{e}"));
+        let result = match spec.as_bytes().last() {
+            Some(b'w') => conv2d_backward_weight(Conv2dBackwardWeight {
+                x: &x,
+                dy: &out,
+                batch,
+                height,
+                width,
+                in_channels: cin,
+                out_channels: cout,
+                kernel: (kernel, kernel),
+                stride,
+                padding: Padding::all(kernel / 2),
+                upsample,
+                dw: &mut dw,
+                dbias: None,
+            }),
+            Some(b'g') => conv2d_backward_data(Conv2dBackwardData {
+                dy: &out,
+                batch,
+                height,
+                width,
+                in_channels: cin,
+                out_channels: cout,
+                kernel: (kernel, kernel),
+                weight: RhsData::F32(&dw),
+                stride,
+                padding: Padding::all(kernel / 2),
+                upsample,
+                dx: &mut x,
+                algorithm,
+            }),
+            _ => conv2d(Conv2d {
+                x: &x,
+                batch,
+                height,
+                width,
+                in_channels: cin,
+                out_channels: cout,
+                kernel: (kernel, kernel),
+                weight: RhsData::F16(&weight),
+                bias: None,
+                stride,
+                padding: Padding::all(kernel / 2),
+                upsample,
+                activation: Activation::None,
+                residual: None,
+                out: &mut out,
+                algorithm,
+            }),
+        };
+        result.unwrap_or_else(|e| panic!("{e}"));
         times.push(start.elapsed().as_secs_f64() * 1e3);
         cpus.push((cpu_seconds() - cpu) * 1e3);
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::plan::Plan;
+use super::plan::Tiling;
 use super::tile::ROW;
 use super::transform::{SIDE, columns, input_line, row, square};
 use crate::conv::{Window, prefetch};
@@ -15,7 +15,7 @@ static ZEROS: [f32; ROW] = [0.0; ROW];
 /// A chunk of channels of some tiles.
 pub(super) struct TransformInputs<'a, 'b, const M: usize> {
     pub conv: &'a Window<'b>,
-    pub plan: &'a Plan<M>,
+    pub tiling: &'a Tiling<M>,
     pub tiles: Range<usize>,
     /// First tile of the group.
     pub first: usize,
@@ -28,9 +28,9 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let channels = self.plan.channels(self.chunk);
-        let place_len = self.plan.place_len();
-        let from = self.chunk * self.plan.places() * place_len;
+        let channels = self.tiling.channels(self.chunk);
+        let place_len = self.tiling.place_len();
+        let from = self.chunk * self.tiling.places() * place_len;
         let mut next = self.pixels(self.tiles.start, channels.clone());
         for tile in self.tiles.clone() {
             let pixels = next;
@@ -78,7 +78,7 @@ impl<const M: usize> TransformInputs<'_, '_, M> {
     #[inline(always)]
     fn pixels(&self, tile: usize, channels: Range<usize>) -> [[*const f32; SIDE]; SIDE] {
         let conv = self.conv;
-        let (image, oy, ox) = self.plan.position(tile);
+        let (image, oy, ox) = self.tiling.position(tile);
         let mut pixels = [[ZEROS.as_ptr(); SIDE]; SIDE];
         for (r, line) in pixels.iter_mut().enumerate().take(M + 2) {
             for (q, pixel) in line.iter_mut().enumerate().take(M + 2) {

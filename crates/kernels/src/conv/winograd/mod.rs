@@ -34,10 +34,11 @@ use weights::{TransformWeights, weight_len};
 pub(super) fn run<const M: usize>(isa: Isa, conv: &Window<'_>) {
     let plan = Plan::<M>::new(isa, conv);
     let work = plan
+        .inputs
         .tiles
         .saturating_mul(conv.in_channels * conv.out_channels);
     let threads = rayon::current_num_threads();
-    let parallel = threads > 1 && work.saturating_mul(plan.places()) >= SERIAL_WORK;
+    let parallel = threads > 1 && work.saturating_mul(plan.inputs.places()) >= SERIAL_WORK;
     if plan.hold_weights {
         weights_held(isa, conv, &plan, parallel);
     } else {
@@ -46,27 +47,26 @@ pub(super) fn run<const M: usize>(isa: Isa, conv: &Window<'_>) {
 }
 
 fn weights_held<const M: usize>(isa: Isa, conv: &Window<'_>, plan: &Plan<M>, parallel: bool) {
-    let len = weight_len::<M>(plan.chunk, plan.nr);
-    let mut weights = Scratch::new(plan.columns * plan.chunks * len);
+    let len = weight_len::<M>(plan.inputs.chunk, plan.nr);
+    let mut weights = Scratch::new(plan.columns * plan.inputs.chunks * len);
     let shared = SharedOut::new(weights.as_mut_slice());
-    for_each(plan.columns * plan.chunks, parallel, |i| {
+    for_each(plan.columns * plan.inputs.chunks, parallel, |i| {
         // SAFETY: each (column, chunk) has its own part.
         let part = unsafe { shared.part(i * len, len) };
-        let cols = plan.cols(i / plan.chunks);
+        let cols = plan.cols(i / plan.inputs.chunks);
         isa.run(TransformWeights::<M> {
             conv,
             cols,
-            channels: plan.channels(i % plan.chunks),
-            chunk: plan.chunk,
+            channels: plan.inputs.channels(i % plan.inputs.chunks),
+            chunk: plan.inputs.chunk,
             part,
         });
     });
-    let groups = plan.tiles.div_ceil(plan.group);
-    for_each(groups, parallel, |group| {
+    for_each(plan.inputs.groups(), parallel, |group| {
         isa.run(Whole {
             conv,
             plan,
-            tiles: split(plan.tiles, groups, group),
+            tiles: plan.inputs.group_tiles(group),
             weights: weights.as_slice(),
         });
     });
@@ -85,12 +85,12 @@ impl<const M: usize> Job for Whole<'_, '_, M> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (conv, plan) = (self.conv, self.plan);
-        let mut inputs = Scratch::new(plan.inputs_len());
+        let mut inputs = Scratch::new(plan.inputs.len());
         let out = SharedOut::new(inputs.as_mut_slice());
-        for chunk in 0..plan.chunks {
+        for chunk in 0..plan.inputs.chunks {
             TransformInputs {
                 conv,
-                plan,
+                tiling: &plan.inputs,
                 tiles: self.tiles.clone(),
                 first: self.tiles.start,
                 chunk,
@@ -114,20 +114,19 @@ impl<const M: usize> Job for Whole<'_, '_, M> {
 }
 
 fn inputs_held<const M: usize>(isa: Isa, conv: &Window<'_>, plan: &Plan<M>, parallel: bool) {
-    let groups = plan.tiles.div_ceil(plan.group);
-    let mut inputs = Scratch::new(plan.inputs_len());
-    for group in 0..groups {
-        let tiles = split(plan.tiles, groups, group);
+    let mut inputs = Scratch::new(plan.inputs.len());
+    for group in 0..plan.inputs.groups() {
+        let tiles = plan.inputs.group_tiles(group);
         let out = SharedOut::new(inputs.as_mut_slice());
         let runs = tiles.len().div_ceil(plan.mr);
-        for_each(runs * plan.chunks, parallel, |i| {
-            let run = split(tiles.len(), runs, i / plan.chunks);
+        for_each(runs * plan.inputs.chunks, parallel, |i| {
+            let run = split(tiles.len(), runs, i / plan.inputs.chunks);
             isa.run(TransformInputs {
                 conv,
-                plan,
+                tiling: &plan.inputs,
                 tiles: tiles.start + run.start..tiles.start + run.end,
                 first: tiles.start,
-                chunk: i % plan.chunks,
+                chunk: i % plan.inputs.chunks,
                 out,
             });
         });

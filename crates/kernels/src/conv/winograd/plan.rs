@@ -6,10 +6,8 @@ use super::tile::ROW;
 use super::weights::weight_len;
 use crate::Isa;
 use crate::conv::Window;
-use crate::gemm::params::even_part;
+use crate::gemm::params::{even_part, split};
 
-/// Most channels of a chunk: a panel of weights (20 KiB) and the rows of a tile (9 KiB) stay in L1.
-const CHUNK: usize = ROW;
 /// Floats of transformed weights that may be held (12 MiB).
 const WEIGHTS_HELD: usize = 3 << 20;
 /// Floats of transformed inputs of a task that uses held weights (half of L2).
@@ -20,73 +18,78 @@ const INPUTS_HELD: usize = 3 << 20;
 /// A line of floats more, so that the places of a tile do not meet in the same cache sets.
 pub(super) const PAD: usize = 16;
 
-/// Transformed inputs of a group of tiles lie as `[chunk, place, tile, ROW channels]`.
-pub(super) struct Plan<const M: usize> {
+/// An output cut into tiles of M x M, and how transformed channels of a group of tiles lie:
+/// `[chunk, place, tile, ROW channels]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiling<const M: usize> {
     pub out_size: (usize, usize),
     /// Tiles down and across an image.
-    pub grid: (usize, usize),
+    grid: (usize, usize),
+    /// Tiles of all images.
     pub tiles: usize,
-    /// Whether all weights are transformed at first.
-    pub hold_weights: bool,
     /// Most tiles of a group.
     pub group: usize,
+    channels: usize,
     /// Channels of a chunk but the last, and chunks.
     pub chunk: usize,
     pub chunks: usize,
-    /// Panels of output channels.
-    pub columns: usize,
-    pub mr: usize,
-    pub nr: usize,
-    in_channels: usize,
-    out_channels: usize,
 }
 
-impl<const M: usize> Plan<M> {
-    pub(super) fn new(isa: Isa, conv: &Window<'_>) -> Self {
-        let (mr, nr) = isa.tile_size();
-        let out_size = conv.out_size;
+impl<const M: usize> Tiling<M> {
+    /// Groups are still of one tile; chunks are of at most `ROW` channels, in multiples of `unit` (but the last).
+    pub(super) fn new(
+        batch: usize,
+        out_size: (usize, usize),
+        channels: usize,
+        unit: usize,
+    ) -> Self {
         let grid = (out_size.0.div_ceil(M), out_size.1.div_ceil(M));
-        let tiles = conv.batch * grid.0 * grid.1;
-        let chunk = even_part(conv.in_channels, CHUNK, 16);
-        let chunks = conv.in_channels.div_ceil(chunk);
-        let columns = conv.out_channels.div_ceil(nr);
-        let tile = chunks * (M + 2) * (M + 2) * ROW;
-        let all_weights = columns * chunks * weight_len::<M>(chunk, nr);
-        let own = (TASK_INPUTS / tile / mr).max(1) * mr;
-        let hold_weights = all_weights <= WEIGHTS_HELD && tiles >= 8 * own;
-        let most = if hold_weights {
-            own
-        } else {
-            (INPUTS_HELD / tile).max(mr)
-        };
+        let chunk = even_part(channels, ROW / unit * unit, unit);
         Self {
             out_size,
             grid,
-            tiles,
-            hold_weights,
-            group: even_part(tiles, most, 1),
+            tiles: batch * grid.0 * grid.1,
+            group: 1,
+            channels,
             chunk,
-            chunks,
-            columns,
-            mr,
-            nr,
-            in_channels: conv.in_channels,
-            out_channels: conv.out_channels,
+            chunks: channels.div_ceil(chunk),
         }
+    }
+
+    /// The same in groups of at most `most` tiles.
+    pub(super) fn in_groups(self, most: usize) -> Self {
+        Self {
+            group: even_part(self.tiles, most, 1),
+            ..self
+        }
+    }
+
+    pub(super) fn groups(&self) -> usize {
+        self.tiles.div_ceil(self.group)
+    }
+
+    /// Tiles of a group.
+    pub(super) fn group_tiles(&self, group: usize) -> Range<usize> {
+        split(self.tiles, self.groups(), group)
     }
 
     pub(super) fn places(&self) -> usize {
         (M + 2) * (M + 2)
     }
 
-    /// Floats from one place's inputs to the next's.
+    /// Floats from one place to the next.
     pub(super) fn place_len(&self) -> usize {
         self.group * ROW + PAD
     }
 
-    /// Floats of a group's transformed inputs.
-    pub(super) fn inputs_len(&self) -> usize {
+    /// Floats of a group.
+    pub(super) fn len(&self) -> usize {
         self.chunks * self.places() * self.place_len()
+    }
+
+    /// Floats of a tile.
+    pub(super) fn tile_len(&self) -> usize {
+        self.chunks * self.places() * ROW
     }
 
     /// Image, first output row and first output column of a tile.
@@ -97,7 +100,40 @@ impl<const M: usize> Plan<M> {
     }
 
     pub(super) fn channels(&self, chunk: usize) -> Range<usize> {
-        chunk * self.chunk..self.in_channels.min((chunk + 1) * self.chunk)
+        chunk * self.chunk..self.channels.min((chunk + 1) * self.chunk)
+    }
+}
+
+/// The blocks of a forward convolution.
+pub(super) struct Plan<const M: usize> {
+    /// Of the input's channels.
+    pub inputs: Tiling<M>,
+    /// Whether all weights are transformed at first.
+    pub hold_weights: bool,
+    /// Panels of output channels.
+    pub columns: usize,
+    pub mr: usize,
+    pub nr: usize,
+    out_channels: usize,
+}
+
+impl<const M: usize> Plan<M> {
+    pub(super) fn new(isa: Isa, conv: &Window<'_>) -> Self {
+        let (mr, nr) = isa.tile_size();
+        let inputs = Tiling::<M>::new(conv.batch, conv.out_size, conv.in_channels, 16);
+        let columns = conv.out_channels.div_ceil(nr);
+        let all_weights = columns * inputs.chunks * weight_len::<M>(inputs.chunk, nr);
+        let own = (TASK_INPUTS / inputs.tile_len() / mr).max(1) * mr;
+        let hold_weights = all_weights <= WEIGHTS_HELD && inputs.tiles >= 8 * own;
+        let shared = (INPUTS_HELD / inputs.tile_len()).max(mr);
+        Self {
+            inputs: inputs.in_groups(if hold_weights { own } else { shared }),
+            hold_weights,
+            columns,
+            mr,
+            nr,
+            out_channels: conv.out_channels,
+        }
     }
 
     /// Output channels of a panel.

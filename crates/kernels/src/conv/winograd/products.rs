@@ -38,21 +38,23 @@ impl<const M: usize> Job for Products<'_, '_, M> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let plan = self.plan;
-        let len = weight_len::<M>(plan.chunk, S::NR);
+        let len = weight_len::<M>(plan.inputs.chunk, S::NR);
         let mut own = match self.weights {
             WeightSource::Held(_) => Scratch::new(0),
             WeightSource::Stored => Scratch::new(len),
         };
-        let mut products = Scratch::new(plan.places() * self.place_products::<S>());
-        for chunk in 0..plan.chunks {
+        let mut products = Scratch::new(plan.inputs.places() * self.place_products::<S>());
+        for chunk in 0..plan.inputs.chunks {
             let weights = match self.weights {
-                WeightSource::Held(all) => &all[(self.column * plan.chunks + chunk) * len..][..len],
+                WeightSource::Held(all) => {
+                    &all[(self.column * plan.inputs.chunks + chunk) * len..][..len]
+                }
                 WeightSource::Stored => {
                     TransformWeights::<M> {
                         conv: self.conv,
                         cols: plan.cols(self.column),
-                        channels: plan.channels(chunk),
-                        chunk: plan.chunk,
+                        channels: plan.inputs.channels(chunk),
+                        chunk: plan.inputs.chunk,
                         part: own.as_mut_slice(),
                     }
                     .run(s);
@@ -71,13 +73,13 @@ impl<const M: usize> Products<'_, '_, M> {
     /// The weights that will be transformed after those of `chunk`.
     fn ahead(&self, chunk: usize) -> Option<Ahead> {
         let plan = self.plan;
-        let (column, chunk) = match chunk + 1 < plan.chunks {
+        let (column, chunk) = match chunk + 1 < plan.inputs.chunks {
             true => (self.column, chunk + 1),
             false => (self.column + 1, 0),
         };
         let stored = matches!(self.weights, WeightSource::Stored);
         (stored && column < plan.columns)
-            .then(|| Ahead::new(self.conv, plan.cols(column), plan.channels(chunk)))
+            .then(|| Ahead::new(self.conv, plan.cols(column), plan.inputs.channels(chunk)))
     }
 
     /// Floats from one place's products to the next's; each place's are `[tile, NR]`.
@@ -89,24 +91,25 @@ impl<const M: usize> Products<'_, '_, M> {
     #[inline(always)]
     fn multiply<S: Simd>(&self, s: S, chunk: usize, weights: &[f32], products: &mut [f32]) {
         let plan = self.plan;
-        let k = plan.channels(chunk).len();
+        let k = plan.inputs.channels(chunk).len();
         let panels = self.tiles.len().div_ceil(S::MR);
         let first = self.tiles.start - self.group.start;
         let ahead = self.ahead(chunk);
-        let mut pixels = (chunk + 1 == plan.chunks).then(|| PixelsAhead::new(self));
-        for place in 0..plan.places() {
-            let b = &weights[place * place_len(plan.chunk, S::NR)..][..k * S::NR];
-            let inputs = &self.inputs[(chunk * plan.places() + place) * plan.place_len()..];
+        let mut pixels = (chunk + 1 == plan.inputs.chunks).then(|| PixelsAhead::new(self));
+        for place in 0..plan.inputs.places() {
+            let b = &weights[place * place_len(plan.inputs.chunk, S::NR)..][..k * S::NR];
+            let inputs =
+                &self.inputs[(chunk * plan.inputs.places() + place) * plan.inputs.place_len()..];
             let products = &mut products[place * self.place_products::<S>()..];
             for panel in 0..panels {
                 let rows = split(self.tiles.len(), panels, panel);
                 let a = &inputs[(first + rows.start) * ROW..][..rows.len() * ROW];
                 let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
                 if let Some(ahead) = &ahead {
-                    ahead.fetch(place * panels + panel, plan.places() * panels);
+                    ahead.fetch(place * panels + panel, plan.inputs.places() * panels);
                 }
                 if let Some(pixels) = &mut pixels {
-                    pixels.fetch(place * panels + panel + 1, plan.places() * panels);
+                    pixels.fetch(place * panels + panel + 1, plan.inputs.places() * panels);
                 }
                 // SAFETY: A holds as many rows of ROW >= k as the panel has tiles, at most MR; B holds k
                 // rows of NR; C as many rows of NR as A.
@@ -129,8 +132,8 @@ impl<const M: usize> Products<'_, '_, M> {
     /// Transforms the products of one tile back and finishes its pixels.
     #[inline(always)]
     fn write_tile<S: Simd>(&self, s: S, tile: usize, products: &[f32]) {
-        let (image, oy, ox) = self.plan.position(tile);
-        let (oh, ow) = self.plan.out_size;
+        let (image, oy, ox) = self.plan.inputs.position(tile);
+        let (oh, ow) = self.plan.inputs.out_size;
         let cols = self.plan.cols(self.column);
         let (tile_row, len) = (tile - self.tiles.start, self.place_products::<S>());
         let finish = &self.conv.finish;
@@ -211,10 +214,10 @@ impl<'a, 'b, const M: usize> PixelsAhead<'a, 'b, M> {
         let Products {
             conv, plan, tiles, ..
         } = self.products;
-        let (oh, ow) = plan.out_size;
+        let (oh, ow) = plan.inputs.out_size;
         let wanted = tiles.len() * M * step / steps;
         while self.done < wanted {
-            let (image, oy, ox) = plan.position(self.tile);
+            let (image, oy, ox) = plan.inputs.position(self.tile);
             let at = ((image * oh + oy + self.line) * ow + ox) * conv.out_channels;
             for pixel in 0..M {
                 let at = at + pixel * conv.out_channels + self.cols.start;
