@@ -8,14 +8,17 @@
 
 use std::ops::Range;
 
-use super::{ConvShape, Padding};
-use crate::Isa;
+use super::window::Window;
+use super::winograd::WeightGradient;
+use super::{ConvAlgorithm, ConvShape, Padding};
 use crate::error::{KernelError, exactly};
 use crate::gemm::driver::{SharedOut, for_each};
+use crate::gemm::finish::Finish;
 use crate::gemm::params::{SERIAL_WORK, even_part, split};
 use crate::gemm::tile::{ALayout, TileArgs};
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd};
+use crate::{Activation, Isa, RhsData};
 
 /// Pixels of a block: a panel of patches (32 columns, 16 KiB) stays in L1.
 const PIXELS: usize = 128;
@@ -25,6 +28,11 @@ const ROW_PANELS: usize = 8;
 const COLUMN_PANELS: usize = 9;
 /// Tasks that are enough for any number of threads likely to be there.
 const TASKS: usize = 32;
+
+/// Channels, in and out, from which Winograd's filters pay.
+const MIN_CHANNELS: usize = 16;
+/// Floats of transformed sums that may be held (64 MiB).
+const MOST_SUMS: usize = 16 << 20;
 
 /// Gradient of [`crate::Conv2d`] with respect to `weight` and `bias`, for the same sizes.
 #[derive(Debug)]
@@ -86,7 +94,15 @@ impl Conv2dBackwardWeight<'_> {
     ///
     /// # Errors
     /// As [`conv2d_backward_weight`].
-    pub fn run(mut self, isa: Isa) -> Result<(), KernelError> {
+    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
+        self.run_as(isa, ConvAlgorithm::Auto)
+    }
+
+    /// The same by one algorithm, where it applies.
+    ///
+    /// # Errors
+    /// As [`conv2d_backward_weight`].
+    pub fn run_as(mut self, isa: Isa, algorithm: ConvAlgorithm) -> Result<(), KernelError> {
         let shape = self.check()?;
         if let Some(dbias) = self.dbias.take() {
             sum_pixels(self.dy, shape.out_channels, dbias);
@@ -98,10 +114,67 @@ impl Conv2dBackwardWeight<'_> {
             self.dw.fill(0.0);
             return Ok(());
         }
-        let plan = Plan::new(isa, shape, self.x, self.dy);
-        plan.run(isa, self.dw);
+        // The convolution whose kernel this is about; only its sizes and its input are looked at.
+        let window = Window {
+            x: self.x,
+            batch: shape.batch,
+            size: shape.size,
+            upsample: shape.upsample,
+            in_channels: shape.in_channels,
+            out_channels: shape.out_channels,
+            kernel: shape.kernel,
+            stride: shape.stride,
+            origin: (
+                -(shape.padding.top as isize),
+                -(shape.padding.left as isize),
+            ),
+            weight: RhsData::F32(&[]),
+            out_size: shape.out_size(),
+            out: SharedOut::new(&mut []),
+            finish: Finish {
+                bias: None,
+                rows_per_bias: usize::MAX,
+                n: shape.out_channels,
+                activation: Activation::None,
+                residual: None,
+            },
+        };
+        let gradient = WeightGradient {
+            conv: &window,
+            dy: self.dy,
+            dw: self.dw,
+        };
+        match resolve(isa, &window, algorithm) {
+            ConvAlgorithm::Winograd2 => gradient.run::<2>(isa),
+            ConvAlgorithm::Winograd4 => gradient.run::<4>(isa),
+            _ => Plan::new(isa, shape, self.x, self.dy).run(isa, gradient.dw),
+        }
         Ok(())
     }
+}
+
+/// The algorithm that runs.
+fn resolve(isa: Isa, conv: &Window<'_>, algorithm: ConvAlgorithm) -> ConvAlgorithm {
+    if conv.kernel != (3, 3) || conv.stride != 1 {
+        return ConvAlgorithm::Direct;
+    }
+    if algorithm != ConvAlgorithm::Auto {
+        return algorithm;
+    }
+    let thin = conv.in_channels.min(conv.out_channels) < MIN_CHANNELS;
+    if thin || WeightGradient::sums_len::<4>(isa, conv) > MOST_SUMS {
+        return ConvAlgorithm::Direct;
+    }
+    let (oh, ow) = conv.out_size;
+    let tiles = |side: usize| conv.batch * oh.div_ceil(side) * ow.div_ceil(side);
+    // Products a weight, and what the sums' way back costs in units of that.
+    let costs = [
+        (tiles(4) * 36 + 360, ConvAlgorithm::Winograd4),
+        (tiles(2) * 16 + 160, ConvAlgorithm::Winograd2),
+        (tiles(1) * 9, ConvAlgorithm::Direct),
+    ];
+    let least = costs.into_iter().min_by_key(|c| c.0);
+    least.map_or(ConvAlgorithm::Direct, |c| c.1)
 }
 
 /// Sums of rows of `channels` into each of the biases: all rows, or those of one image each.

@@ -19,6 +19,7 @@ use crate::gemm::params::{SERIAL_WORK, split};
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd};
 
+mod gradient;
 mod inputs;
 mod plan;
 mod products;
@@ -26,6 +27,7 @@ mod tile;
 mod transform;
 mod weights;
 
+pub(super) use gradient::WeightGradient;
 use inputs::TransformInputs;
 use plan::Plan;
 use products::{Products, WeightSource};

@@ -99,6 +99,10 @@ impl<const M: usize> Tiling<M> {
         (line / self.grid.0, line % self.grid.0 * M, across * M)
     }
 
+    pub(super) fn all_channels(&self) -> usize {
+        self.channels
+    }
+
     pub(super) fn channels(&self, chunk: usize) -> Range<usize> {
         chunk * self.chunk..self.channels.min((chunk + 1) * self.chunk)
     }

@@ -123,7 +123,7 @@ impl<const M: usize> Products<'_, '_, M> {
                         accumulate: chunk > 0,
                         next: a.as_ptr().wrapping_add(a.len()),
                     }
-                    .run(s);
+                    .run::<S, false>(s);
                 }
             }
         }

@@ -95,6 +95,58 @@ pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S:
     ]
 }
 
+/// `A m`: a line of `M` gradients of outputs to `M + 2` of products.
+#[inline(always)]
+pub(super) fn gradient_line<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::V; SIDE] {
+    let [y0, y1, y2, y3] = y;
+    if M == 2 {
+        let zero = s.zero();
+        return [
+            y0,
+            s.add(y0, y1),
+            s.sub(y0, y1),
+            s.sub(zero, y1),
+            zero,
+            zero,
+        ];
+    }
+    let even_p = s.fma(y2, s.splat(0.5), y0);
+    let odd_p = s.fma(y3, s.splat(0.5 * P), s.mul(y1, s.splat(P)));
+    let even_q = s.fma(y2, s.splat(2.0), y0);
+    let odd_q = s.fma(y3, s.splat(2.0 * Q), s.mul(y1, s.splat(Q)));
+    [
+        y0,
+        s.add(even_p, odd_p),
+        s.sub(even_p, odd_p),
+        s.add(even_q, odd_q),
+        s.sub(even_q, odd_q),
+        y3,
+    ]
+}
+
+/// `G^T u`: a line of `M + 2` gradients of transformed weights to 3 of weights.
+#[inline(always)]
+pub(super) fn weight_gradient_line<S: Simd, const M: usize>(s: S, u: [S::V; SIDE]) -> [S::V; 3] {
+    let [u0, u1, u2, u3, u4, u5] = u;
+    let (even_p, odd_p) = (s.add(u1, u2), s.sub(u1, u2));
+    if M == 2 {
+        let half = s.splat(0.5);
+        return [
+            s.fma(even_p, half, u0),
+            s.mul(odd_p, half),
+            s.fma(even_p, half, u3),
+        ];
+    }
+    let (even_q, odd_q) = (s.add(u3, u4), s.sub(u3, u4));
+    let sixth = s.splat(1.0 / 6.0);
+    let third = s.splat(1.0 / 3.0);
+    [
+        s.fma(even_q, sixth, s.fma(even_p, s.splat(-1.0 / 1.5), u0)),
+        s.fma(odd_q, s.splat(Q / 6.0), s.mul(odd_p, s.splat(-P / 1.5))),
+        s.fma(s.sub(even_q, even_p), third, u5),
+    ]
+}
+
 /// A line across transformed columns.
 #[inline(always)]
 pub(super) fn row<V: Copy, const N: usize>(columns: &[[V; N]; SIDE], r: usize) -> [V; SIDE] {
