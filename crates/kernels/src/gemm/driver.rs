@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::finish::Finish;
 use super::pack::{KBlock, Lhs, Weights};
 use super::params::{
-    A_PANELS, A_STRIDE, B_L2, B_L3, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split,
+    A_PANELS, A_STRIDE, B_L2, B_L3, KC, LINE, SERIAL_WORK, TASKS_PER_THREAD, even_part, split,
 };
 use super::tile::{ALayout, TileArgs};
 use crate::Isa;
@@ -256,16 +256,20 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
         let mut packed = Scratch::new(group * size);
         for first in self.panels.clone().step_by(group) {
             let panels = first..self.panels.end.min(first + group);
-            let parts = packed.as_mut_slice().chunks_exact_mut(size);
-            for (index, part) in panels.clone().zip(parts) {
-                let rows = split(product.m, self.panel_count, index);
-                product.lhs.pack(rows, self.block, part);
-            }
             for from in self.cols.clone().step_by(step) {
                 let cols = from..self.cols.end.min(from + step);
-                for (index, part) in panels.clone().zip(packed.as_slice().chunks_exact(size)) {
+                let parts = packed.as_mut_slice().chunks_exact_mut(size);
+                for (index, part) in panels.clone().zip(parts) {
                     let rows = split(product.m, self.panel_count, index);
-                    self.panel(s, rows, cols.clone(), part);
+                    let ahead = if from == self.cols.start {
+                        product.lhs.pack(rows.clone(), self.block, part);
+                        // The next panel is packed right after this one has met its columns.
+                        (index + 1 < self.panels.end)
+                            .then(|| split(product.m, self.panel_count, index + 1))
+                    } else {
+                        None
+                    };
+                    self.panel(s, rows, cols.clone(), part, ahead);
                 }
             }
         }
@@ -275,8 +279,20 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
 impl<L: Lhs> Task<'_, '_, L> {
     /// One packed panel of rows over some columns, and their epilogue after the last block.
     #[inline(always)]
-    fn panel<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, a: &[f32]) {
-        for col in cols.clone().step_by(S::NR) {
+    fn panel<S: Simd>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        a: &[f32],
+        ahead: Option<Range<usize>>,
+    ) {
+        let tiles = cols.len().div_ceil(S::NR);
+        for (index, col) in cols.clone().step_by(S::NR).enumerate() {
+            if let Some(rows) = ahead.clone() {
+                let share = (index, tiles);
+                self.product.lhs.prefetch(s, rows, self.block, share);
+            }
             let width = S::NR.min(cols.end - col);
             let b = &self.packed[(col - self.packed_from) * self.block.len()..];
             self.tile(s, rows.clone(), col..col + width, a, b);
@@ -313,6 +329,14 @@ impl<L: Lhs> Task<'_, '_, L> {
             accumulate: !self.first,
         };
         if cols.len() == nv * S::LANES {
+            // The output comes from memory; it can come while the tile is computed.
+            for row in rows.clone() {
+                // SAFETY: as below.
+                let c = unsafe { out.at(row * stride + cols.start) };
+                for at in (0..cols.len()).step_by(LINE) {
+                    s.prefetch(c.wrapping_add(at));
+                }
+            }
             // SAFETY: A and B were checked above; C is this task's rows and columns of the output.
             unsafe {
                 args.c = out.at(rows.start * stride + cols.start);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::params::A_STRIDE;
+use super::params::{A_STRIDE, LINE, split};
 use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
@@ -31,6 +31,9 @@ pub(crate) trait Lhs: Sync {
     const LAYOUT: ALayout = ALayout::Rows;
     /// Writes rows `rows` of the block to `panel`, in the layout above.
     fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]);
+    /// Asks for share `share.0` of `share.1` of what `pack` will read.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, _: S, _rows: Range<usize>, _: &KBlock, _share: (usize, usize)) {}
 }
 
 /// A row-major matrix as a left-hand side.
@@ -47,6 +50,17 @@ impl Lhs for MatLhs<'_> {
             let source =
                 &self.data[row * self.stride + block.channels.start..][..block.channels.len()];
             panel[i * A_STRIDE..][..source.len()].copy_from_slice(source);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, rows: Range<usize>, block: &KBlock, share: (usize, usize)) {
+        let from = self.data.as_ptr();
+        for row in split(rows.len(), share.1, share.0) {
+            let start = (rows.start + row) * self.stride + block.channels.start;
+            for at in (start..start + block.channels.len()).step_by(LINE) {
+                s.prefetch(from.wrapping_add(at));
+            }
         }
     }
 }
@@ -77,6 +91,15 @@ impl Lhs for TransposedLhs<'_> {
                 (Some(source), Some(dst)) => dst.copy_from_slice(source),
                 _ => dst[..rows.len()].copy_from_slice(&self.data[at..][..rows.len()]),
             }
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, rows: Range<usize>, block: &KBlock, share: (usize, usize)) {
+        let from = self.data.as_ptr();
+        for p in split(block.channels.len(), share.1, share.0) {
+            let at = (block.channels.start + p) * self.stride + rows.end - 1;
+            s.prefetch(from.wrapping_add(at));
         }
     }
 }

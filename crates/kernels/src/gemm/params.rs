@@ -19,6 +19,9 @@ pub(crate) const SERIAL_WORK: usize = 1 << 17;
 /// Tasks a thread should find, so that uneven cores even out.
 pub(crate) const TASKS_PER_THREAD: usize = 4;
 
+/// Elements of a cache line.
+pub(crate) const LINE: usize = 16;
+
 /// `total` in the fewest equal parts of at most `limit`, each a multiple of `unit` (but the last).
 pub(crate) fn even_part(total: usize, limit: usize, unit: usize) -> usize {
     let parts = total.div_ceil(limit.max(unit)).max(1);

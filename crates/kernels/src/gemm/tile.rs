@@ -42,7 +42,7 @@ pub(crate) unsafe fn tile<
     const KS: usize,
 >(
     s: S,
-    t: TileArgs,
+    t: &TileArgs,
 ) {
     let mut acc = [[s.zero(); NV]; MR];
     let (mut a, mut b) = (t.a, t.b);
@@ -88,7 +88,9 @@ pub(crate) const ROWS: usize = A_STRIDE;
 macro_rules! dispatch_rows {
     ($s:expr, $args:expr, $nv:literal, $mr:literal, [$($rows:literal)*]) => {{
         use $crate::gemm::tile::{ALayout, ROWS, tile};
-        let args: $crate::gemm::tile::TileArgs = $args;
+        // By reference: a copy on the stack would be read in one piece right after it was written in many, and
+        // wait for all stores before it.
+        let args: &$crate::gemm::tile::TileArgs = $args;
         match (args.nv, args.a_layout, args.mr) {
             $(($nv, ALayout::Rows, $rows) => tile::<_, $rows, $nv, ROWS, 1>($s, args),)*
             $((1, ALayout::Rows, $rows) => tile::<_, $rows, 1, ROWS, 1>($s, args),)*

@@ -145,10 +145,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn tile(self, args: TileArgs) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn inner(s: Avx2, args: TileArgs) {
+        unsafe fn inner(s: Avx2, args: &TileArgs) {
             // SAFETY: the caller's promise about `args`.
             unsafe { dispatch_rows!(s, args, 2, 6, [1 2 3 4 5 6]) }
         }
-        proven!(inner(self, args))
+        proven!(inner(self, &args))
     }
 }

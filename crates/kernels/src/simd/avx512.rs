@@ -153,10 +153,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn tile(self, args: TileArgs) {
         #[target_feature(enable = "avx512f,avx2,fma")]
-        unsafe fn inner(s: Avx512, args: TileArgs) {
+        unsafe fn inner(s: Avx512, args: &TileArgs) {
             // SAFETY: the caller's promise about `args`.
             unsafe { dispatch_rows!(s, args, 2, 14, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]) }
         }
-        proven!(inner(self, args))
+        proven!(inner(self, &args))
     }
 }

@@ -87,6 +87,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// As [`TileArgs`] says.
     unsafe fn tile(self, args: TileArgs);
 
+    /// Asks for the cache line of `p`, which need not be a valid address.
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = p;
+    }
+
     fn zero(self) -> Self::V {
         self.splat(0.0)
     }

@@ -153,10 +153,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn tile(self, args: TileArgs) {
         #[target_feature(enable = "neon")]
-        unsafe fn inner(s: Neon, args: TileArgs) {
+        unsafe fn inner(s: Neon, args: &TileArgs) {
             // SAFETY: the caller's promise about `args`.
             unsafe { dispatch_rows!(s, args, 3, 8, [1 2 3 4 5 6 7 8]) }
         }
-        proven!(inner(self, args))
+        proven!(inner(self, &args))
     }
 }

@@ -98,6 +98,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn tile(self, args: TileArgs) {
         // SAFETY: the caller's promise about `args`.
-        unsafe { dispatch_rows!(self, args, 2, 4, [1 2 3 4]) }
+        unsafe { dispatch_rows!(self, &args, 2, 4, [1 2 3 4]) }
     }
 }
