@@ -5,48 +5,11 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
+use super::derivative::{self, activation_gradient};
 use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
 use super::values::{values, wrap};
 use crate::flex;
 use crate::fused::Activation;
-
-/// `dy * activation'(z)`.
-pub(super) fn activation_gradient(z: FlexTensor, dy: FlexTensor, kind: Activation) -> FlexTensor {
-    let shape = z.layout().shape().to_vec();
-    let (z, dy) = (values(z), values(dy));
-    let mut out = Buffer::new(z.values().len());
-    let products = z.values().iter().zip(dy.values());
-    for (out, (z, dy)) in out.iter_mut().zip(products) {
-        *out = dy * derivative(*z, kind);
-    }
-    wrap(out, &shape)
-}
-
-fn derivative(x: f32, kind: Activation) -> f32 {
-    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-    match kind {
-        Activation::None => 1.0,
-        Activation::Silu => {
-            let s = sigmoid(x);
-            s * (1.0 + x * (1.0 - s))
-        }
-        Activation::QuickGelu => {
-            let s = sigmoid(1.702 * x);
-            s * (1.0 + 1.702 * x * (1.0 - s))
-        }
-        Activation::Gelu => {
-            let x = f64::from(x);
-            let cdf = 0.5 * aquatint_kernels::reference::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
-            let pdf = (-0.5 * x * x).exp() * 0.398_942_280_401_432_7;
-            (cdf + x * pdf) as f32
-        }
-        Activation::GeluTanh => {
-            let (c, a) = ((2.0 / std::f32::consts::PI).sqrt(), 0.044715);
-            let t = (c * (x + a * x * x * x)).tanh();
-            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * a * x * x)
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Activate {
@@ -97,26 +60,9 @@ impl Rule<1> for Geglu {
         let x = self.x.take(saved);
         let shape = x.layout().shape().to_vec();
         let (x, dy) = (values(x), values(dy));
-        let n = shape.last().map_or(0, |c| c / 2);
-        let mut gate = Buffer::new(dy.values().len());
-        for (to, row) in gate
-            .chunks_exact_mut(n.max(1))
-            .zip(x.values().chunks_exact(2 * n.max(1)))
-        {
-            to.copy_from_slice(&row[n..]);
-        }
-        aquatint_kernels::activate(&mut gate, Activation::Gelu);
         let mut out = Buffer::new(x.values().len());
-        let rows = out
-            .chunks_exact_mut(2 * n.max(1))
-            .zip(x.values().chunks_exact(2 * n.max(1)));
-        for (i, (to, row)) in rows.enumerate() {
-            for j in 0..n {
-                let up = dy.values()[i * n + j];
-                to[j] = up * gate[i * n + j];
-                to[n + j] = up * row[j] * derivative(row[n + j], Activation::Gelu);
-            }
-        }
+        let columns = shape.last().map_or(0, |c| c / 2);
+        derivative::geglu(x.values(), dy.values(), columns, &mut out);
         [Some(wrap(out, &shape))]
     }
 }

@@ -17,10 +17,12 @@
 
 mod attention;
 mod conv;
+mod derivative;
 mod elementwise;
 mod epilogue;
 mod linear;
 mod norm;
+mod normal;
 mod record;
 mod values;
 

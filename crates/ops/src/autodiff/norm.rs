@@ -1,15 +1,16 @@
-//! Group and layer normalisation; statistics are computed again in the backward pass.
+//! Group and layer normalisation.
 
+use aquatint_kernels::Buffer;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::elementwise::activation_gradient;
-use super::record::{Entry, Operand, Recompute, Rule, Saved, plain, primitive};
+use super::normal::{Normal, backward};
+use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
+use super::values::{values, wrap};
 use crate::flex;
-use crate::fused::Activation;
 
-/// A group norm over `[batch, positions, channels]`; a layer norm has one position and one group.
+/// What a layer norm shares with a group norm: it is one of a single position and a single group.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     groups: usize,
@@ -22,6 +23,7 @@ struct Shape {
 struct Norm {
     x: Saved,
     gamma: Saved,
+    /// For SiLU's derivative.
     beta: Option<Saved>,
     shape: Shape,
 }
@@ -36,37 +38,37 @@ impl Rule<3> for Norm {
         let x = self.x.take(saved);
         let dims = x.layout().shape().to_vec();
         let channels = dims[dims.len() - 1];
-        let (batch, positions) = match self.shape.layer {
-            true => (dims.iter().product::<usize>() / channels, 1),
-            false => (dims[0], dims[1..dims.len() - 1].iter().product()),
+        let positions = match self.shape.layer {
+            true => 1,
+            false => dims[1..dims.len() - 1].iter().product(),
         };
-        let groups = self.shape.groups;
-        let size = channels / groups;
-        let split = [batch, positions, groups, size];
-        let mean = |x: Tensor<4>| x.mean_dim(1).mean_dim(3);
-        let x = plain::<4>(x).reshape(split);
-        let x = x.clone() - mean(x);
-        let rstd = (mean(x.clone() * x.clone()) + self.shape.eps)
-            .sqrt()
-            .recip();
-        let normal = x * rstd.clone();
-        let gamma = plain::<1>(self.gamma.take(saved)).reshape([1, 1, groups, size]);
-        let mut dz = plain::<4>(dy).reshape(split);
-        if let Some(beta) = self.beta {
-            let beta = plain::<1>(beta.take(saved)).reshape([1, 1, groups, size]);
-            let z = normal.clone() * gamma.clone() + beta;
-            let dz_silu = activation_gradient(primitive(z), primitive(dz), Activation::Silu);
-            dz = plain(dz_silu);
-        }
-        let vector = |x: Tensor<4>| primitive(x.sum_dim(0).sum_dim(1).reshape([channels]));
-        let dgamma = wants_gamma.then(|| vector(dz.clone() * normal.clone()));
-        let dbeta = wants_beta.then(|| vector(dz.clone()));
-        let dx = wants_x.then(|| {
-            let d = dz * gamma;
-            let dx = (d.clone() - mean(d.clone()) - normal.clone() * mean(d * normal)) * rstd;
-            primitive(dx).reshape(dims.into())
-        });
-        [dx, dgamma, dbeta]
+        let (x, gamma) = (values(x), values(self.gamma.take(saved)));
+        let beta = self.beta.map(|beta| values(beta.take(saved)));
+        let dy = values(dy);
+        let mut dx = Buffer::new(x.values().len());
+        let sums = backward(
+            Normal {
+                x: x.values(),
+                dy: dy.values(),
+                positions,
+                channels,
+                groups: self.shape.groups,
+                eps: self.shape.eps,
+                gamma: gamma.values(),
+                beta: beta.as_ref().map(|beta| beta.values()),
+            },
+            &mut dx,
+        );
+        let vector = |sums: &[f64]| {
+            let mut out = Buffer::new(channels);
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = *s as f32);
+            wrap(out, &[channels])
+        };
+        [
+            wants_x.then(|| wrap(dx, &dims)),
+            wants_gamma.then(|| vector(&sums.gamma)),
+            wants_beta.then(|| vector(&sums.beta)),
+        ]
     }
 }
 
@@ -78,7 +80,7 @@ fn norm<const D: usize>(
     forward: impl Fn(&Tensor<D>, &Tensor<1>, &Tensor<1>) -> Option<Tensor<D>> + Send + Sync + 'static,
 ) -> Option<Tensor<D>> {
     let mut entry = Entry::default();
-    let x: Operand<D> = entry.operand(x)?;
+    let x = entry.operand(x)?;
     let (gamma, beta) = (entry.operand(gamma)?, entry.operand(beta)?);
     entry.belongs()?;
     let y = forward(&x.value(), &gamma.value(), &beta.value())?;

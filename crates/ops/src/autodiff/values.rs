@@ -3,6 +3,7 @@
 use aquatint_kernels::Buffer;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::DType;
+use rayon::prelude::*;
 
 use crate::flex::{Operand, Weight};
 
@@ -22,23 +23,31 @@ pub(super) fn wrap(values: Buffer, shape: &[usize]) -> FlexTensor {
     FlexTensor::new(values.into_bytes(), layout, DType::F32)
 }
 
-/// The sum of the rows of a `[rows, columns]` matrix: the gradient of a bias.
+/// The sum of the rows of a `[rows, columns]` matrix: the gradient of a bias. Blocks of rows are summed
+/// in f32, their sums in f64, so that many rows lose no digits, and in order, whatever the threads.
 pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
-    // Blocks of rows in f32, their sums in f64, so that many rows lose no digits.
-    let mut total = vec![0f64; columns];
-    let mut block = vec![0f32; columns];
-    for rows in x.chunks(columns.max(1) * 64) {
-        block.fill(0.0);
-        for row in rows.chunks_exact(columns) {
-            block.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+    const ROWS: usize = 64;
+    let mut out = Buffer::zeroed(columns);
+    if columns > 0 {
+        let blocks: Vec<Vec<f32>> = x
+            .par_chunks(columns * ROWS)
+            .map(|rows| {
+                let mut block = vec![0f32; columns];
+                for row in rows.chunks_exact(columns) {
+                    block.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+                }
+                block
+            })
+            .collect();
+        let mut total = vec![0f64; columns];
+        for block in blocks {
+            total
+                .iter_mut()
+                .zip(block)
+                .for_each(|(t, b)| *t += f64::from(b));
         }
-        total
-            .iter_mut()
-            .zip(&block)
-            .for_each(|(t, b)| *t += f64::from(*b));
+        out.iter_mut().zip(total).for_each(|(o, t)| *o = t as f32);
     }
-    let mut out = Buffer::new(columns);
-    out.iter_mut().zip(total).for_each(|(o, t)| *o = t as f32);
     wrap(out, &[columns])
 }
 
@@ -46,14 +55,40 @@ pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
 pub(super) fn transpose(x: &[f32], rows: usize, columns: usize) -> Buffer {
     const SIDE: usize = 16;
     let mut out = Buffer::new(x.len());
-    for i in (0..rows).step_by(SIDE) {
-        for j in (0..columns).step_by(SIDE) {
+    if rows == 0 {
+        return out;
+    }
+    let stripes = out.par_chunks_mut(rows * SIDE).enumerate();
+    stripes.for_each(|(stripe, out)| {
+        let first = stripe * SIDE;
+        let width = out.len() / rows;
+        for i in (0..rows).step_by(SIDE) {
             for r in i..rows.min(i + SIDE) {
-                for c in j..columns.min(j + SIDE) {
-                    out[c * rows + r] = x[r * columns + c];
+                let row = &x[r * columns + first..][..width];
+                for (c, v) in row.iter().enumerate() {
+                    out[c * rows + r] = *v;
                 }
             }
         }
-    }
+    });
     out
+}
+
+/// The sum of `f(a, b)`, in lanes.
+pub(super) fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = a
+        .remainder()
+        .iter()
+        .zip(b.remainder())
+        .map(|(a, b)| f(*a, *b))
+        .sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i]);
+        }
+    }
+    rest + lanes.iter().sum::<f32>()
 }
