@@ -1,13 +1,13 @@
 //! Attention: the probabilities of a head are computed again in the backward pass.
 
-use aquatint_kernels::{self as kernels, Buffer, MatMut, MatRef, Rhs, RhsData};
+use aquatint_kernels::{self as kernels, Buffer, MatRef, Rhs, RhsData};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::record::{Entry, Rule, Saved, primitive};
-use super::values::{sum, transpose, values, wrap};
+use super::values::{product, sum, values, wrap};
 use crate::flex::{self, done};
 use crate::fused::AttentionMask;
 
@@ -99,7 +99,7 @@ impl Head<'_> {
         };
         let p = self.probabilities(scale);
         // dS = P (dP - sum(P dP)), in the place of dP.
-        let mut ds = product(self.dy, c, of_rows(self.v), [n, m, d]);
+        let mut ds = product(MatRef::new(self.dy, c), of_rows(self.v), [n, m, d]);
         for (ds, p) in ds.chunks_exact_mut(m).zip(p.chunks_exact(m)) {
             let sum = sum(ds, p, |a, b| a * b);
             for (ds, p) in ds.iter_mut().zip(p) {
@@ -110,9 +110,9 @@ impl Head<'_> {
             row_stride: c,
             ..Rhs::inner(RhsData::F32(data), d)
         };
-        let dq = product(&ds, m, inner(self.k), [n, d, m]);
-        let dk = product(&transpose(&ds, n, m), n, inner(self.q), [m, d, n]);
-        let dv = product(&transpose(&p, n, m), n, inner(self.dy), [m, d, n]);
+        let dq = product(MatRef::new(&ds, m), inner(self.k), [n, d, m]);
+        let dk = product(MatRef::transposed(&ds, m), inner(self.q), [m, d, n]);
+        let dv = product(MatRef::transposed(&p, m), inner(self.dy), [m, d, n]);
         [dq, dk, dv]
     }
 
@@ -122,7 +122,7 @@ impl Head<'_> {
             row_stride: c,
             ..Rhs::weight(RhsData::F32(self.k), d)
         };
-        let mut p = product(self.q, c, keys, [n, m, d]);
+        let mut p = product(MatRef::new(self.q, c), keys, [n, m, d]);
         p.iter_mut().for_each(|s| *s *= scale);
         if let Some(mask) = self.mask {
             p.iter_mut().zip(mask).for_each(|(s, mask)| *s += mask);
@@ -135,22 +135,6 @@ impl Head<'_> {
         done(kernels::softmax_rows(&mut p, m));
         p
     }
-}
-
-/// `a b`, with `stride` from row to row of a.
-fn product(a: &[f32], stride: usize, b: Rhs<'_>, [rows, columns, inner]: [usize; 3]) -> Buffer {
-    let mut out = Buffer::new(rows * columns);
-    done(kernels::gemm(kernels::Gemm {
-        batch: 1,
-        m: rows,
-        n: columns,
-        k: inner,
-        a: MatRef::new(a, stride),
-        b,
-        c: MatMut::new(&mut out, rows, columns),
-        epilogue: kernels::Epilogue::default(),
-    }));
-    out
 }
 
 pub(crate) fn attention(

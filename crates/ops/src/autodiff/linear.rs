@@ -1,15 +1,14 @@
 //! Linear: `dx = dz W`, `dW = dz^T x`, `db` the sum of `dz`'s rows.
 
-use aquatint_kernels as kernels;
-use aquatint_kernels::{Buffer, MatMut, MatRef, Rhs, RhsData};
+use aquatint_kernels::{MatRef, Rhs, RhsData};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::epilogue::{Backward, Operands};
 use super::record::{Entry, Rule, Saved};
-use super::values::{transpose, values, weight, wrap};
-use crate::flex::{self, done};
+use super::values::{product, values, weight, wrap};
+use crate::flex;
 use crate::fused::Epilogue;
 
 #[derive(Debug, Clone)]
@@ -34,36 +33,24 @@ impl Rule<4> for Linear {
         let (n, k) = (self.outputs, self.shape.last().copied().unwrap_or(0));
         let m = self.shape[..self.shape.len() - 1].iter().product();
         let dz = self.epilogue.gradients(dy, n, [wants_bias, wants_residual]);
-        let product_gradient = dz.product.values();
+        let dz_values = dz.product.values();
         let dx = self.weight.filter(|_| wants_x).map(|w| {
             let w = weight(w.take(saved));
-            let dx = product(product_gradient, n, Rhs::inner(w.data(), k), [m, k]);
+            let dx = product(
+                MatRef::new(dz_values, n),
+                Rhs::inner(w.data(), k),
+                [m, k, n],
+            );
             wrap(dx, &self.shape)
         });
         let dweight = self.x.filter(|_| wants_weight).map(|x| {
             let x = values(x.take(saved));
-            let transposed = transpose(product_gradient, m, n);
             let rhs = Rhs::inner(RhsData::F32(x.values()), k);
-            wrap(product(&transposed, m, rhs, [n, k]), &[n, k])
+            let lhs = MatRef::transposed(dz_values, n);
+            wrap(product(lhs, rhs, [n, k, m]), &[n, k])
         });
         [dx, dweight, dz.bias, dz.residual]
     }
-}
-
-/// `a b` for row-major matrices without gaps.
-fn product(a: &[f32], inner: usize, b: Rhs<'_>, [rows, columns]: [usize; 2]) -> Buffer {
-    let mut out = Buffer::new(rows * columns);
-    done(kernels::gemm(kernels::Gemm {
-        batch: 1,
-        m: rows,
-        n: columns,
-        k: inner,
-        a: MatRef::new(a, inner),
-        b,
-        c: MatMut::new(&mut out, rows, columns),
-        epilogue: kernels::Epilogue::default(),
-    }));
-    out
 }
 
 pub(crate) fn linear<const D: usize>(

@@ -1,11 +1,11 @@
 //! Gradients as plain slices.
 
-use aquatint_kernels::Buffer;
+use aquatint_kernels::{self as kernels, Buffer, MatMut, MatRef, Rhs};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::DType;
 use rayon::prelude::*;
 
-use crate::flex::{Operand, Weight};
+use crate::flex::{Operand, Weight, done};
 
 /// A primitive's elements, contiguous. `x` is f32: upstream gradients and kept activations are.
 pub(super) fn values(x: FlexTensor) -> Operand {
@@ -51,26 +51,19 @@ pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
     wrap(out, &[columns])
 }
 
-/// The transpose of a `[rows, columns]` matrix.
-pub(super) fn transpose(x: &[f32], rows: usize, columns: usize) -> Buffer {
-    const SIDE: usize = 16;
-    let mut out = Buffer::new(x.len());
-    if rows == 0 {
-        return out;
-    }
-    let stripes = out.par_chunks_mut(rows * SIDE).enumerate();
-    stripes.for_each(|(stripe, out)| {
-        let first = stripe * SIDE;
-        let width = out.len() / rows;
-        for i in (0..rows).step_by(SIDE) {
-            for r in i..rows.min(i + SIDE) {
-                let row = &x[r * columns + first..][..width];
-                for (c, v) in row.iter().enumerate() {
-                    out[c * rows + r] = *v;
-                }
-            }
-        }
-    });
+/// The product of two matrices, `[rows, inner]` and `[inner, columns]`.
+pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, [rows, columns, inner]: [usize; 3]) -> Buffer {
+    let mut out = Buffer::new(rows * columns);
+    done(kernels::gemm(kernels::Gemm {
+        batch: 1,
+        m: rows,
+        n: columns,
+        k: inner,
+        a,
+        b,
+        c: MatMut::new(&mut out, rows, columns),
+        epilogue: kernels::Epilogue::default(),
+    }));
     out
 }
 
