@@ -36,7 +36,10 @@ pub use elementwise::{
 };
 pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
-pub use norm::{GroupNorm, LayerNorm, RmsNorm, group_norm, layer_norm, rms_norm};
+pub use norm::{
+    GroupNorm, GroupNormInPlace, LayerNorm, RmsNorm, group_norm, group_norm_in_place, layer_norm,
+    rms_norm,
+};
 pub use peak::peak_gflops;
 pub use rows::join_rows;
 pub use simd::Isa;

@@ -51,48 +51,25 @@ impl GroupNorm<'_> {
     /// # Errors
     /// As [`group_norm`].
     pub fn run(self, isa: Isa) -> Result<(), KernelError> {
-        let Self {
-            x,
-            batch,
-            pixels,
-            channels,
-            groups,
-            eps,
-            gamma,
-            beta,
-            activation,
-            out,
-        } = self;
-        if groups == 0 || !channels.is_multiple_of(groups) {
-            let expected = "be a divisor of the channels";
-            return Err(KernelError::Size {
-                what: "groups",
-                expected,
-                found: groups,
-            });
-        }
-        exactly("x", x.len(), product(&[batch, pixels, channels]))?;
+        let Self { x, out, .. } = self;
+        let groups = Groups {
+            channels: self.channels,
+            groups: self.groups,
+            eps: self.eps,
+            gamma: self.gamma,
+            beta: self.beta,
+        };
+        groups.check()?;
+        let (channels, activation) = (self.channels, self.activation);
+        exactly("x", x.len(), product(&[self.batch, self.pixels, channels]))?;
         exactly("out", out.len(), x.len())?;
-        check_affine(gamma, beta, channels)?;
-        let image = pixels * channels;
         if x.is_empty() {
             return Ok(());
         }
+        let image = self.pixels * channels;
         for (x, out) in x.chunks_exact(image).zip(out.chunks_exact_mut(image)) {
-            let mut affine = Scratch::new(2 * channels);
-            let (scale, shift) = affine.as_mut_slice().split_at_mut(channels);
-            let mut sums = Sums::collect(isa, x, channels);
-            let width = channels / groups;
-            for range in (0..groups).map(|g| g * width..(g + 1) * width) {
-                let (mean, variance) = sums.moments(range.clone(), x);
-                let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
-                for c in range {
-                    let factor = gamma.map_or(1.0, |g| f64::from(g[c])) * inverse;
-                    scale[c] = factor as f32;
-                    shift[c] = (beta.map_or(0.0, |b| f64::from(b[c])) - mean * factor) as f32;
-                }
-            }
-            let (scale, shift) = (&*scale, &*shift);
+            let affine = groups.affine(isa, x);
+            let (scale, shift) = affine.as_slice().split_at(channels);
             for_row_groups(out, channels, channels * 4, |first, out| {
                 isa.run(Affine {
                     x: &x[first * channels..],
@@ -104,6 +81,112 @@ impl GroupNorm<'_> {
             });
         }
         Ok(())
+    }
+}
+
+/// GroupNorm in the place of its input; see [`GroupNorm`].
+#[derive(Debug)]
+pub struct GroupNormInPlace<'a> {
+    /// Input and output, `[batch, pixels, channels]`.
+    pub x: &'a mut [f32],
+    /// Images.
+    pub batch: usize,
+    /// Height times width.
+    pub pixels: usize,
+    /// Channels, a multiple of `groups`.
+    pub channels: usize,
+    /// Groups.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Factor after the normalisation, `[channels]`.
+    pub gamma: Option<&'a [f32]>,
+    /// Summand after the factor, `[channels]`.
+    pub beta: Option<&'a [f32]>,
+    /// Applied last; usually SiLU.
+    pub activation: Activation,
+}
+
+/// Computes GroupNorm in place, to the same bits as [`group_norm`].
+///
+/// # Errors
+/// As [`group_norm`].
+pub fn group_norm_in_place(norm: GroupNormInPlace<'_>) -> Result<(), KernelError> {
+    let isa = Isa::best();
+    let GroupNormInPlace {
+        x,
+        batch,
+        pixels,
+        channels,
+        activation,
+        ..
+    } = norm;
+    let groups = Groups {
+        channels,
+        groups: norm.groups,
+        eps: norm.eps,
+        gamma: norm.gamma,
+        beta: norm.beta,
+    };
+    groups.check()?;
+    exactly("x", x.len(), product(&[batch, pixels, channels]))?;
+    if x.is_empty() {
+        return Ok(());
+    }
+    for x in x.chunks_exact_mut(pixels * channels) {
+        let affine = groups.affine(isa, x);
+        let (scale, shift) = affine.as_slice().split_at(channels);
+        for_row_groups(x, channels, channels * 4, |_, x| {
+            isa.run(AffineInPlace {
+                x,
+                scale,
+                shift,
+                activation,
+            });
+        });
+    }
+    Ok(())
+}
+
+/// How a GroupNorm is done, whatever to.
+struct Groups<'a> {
+    channels: usize,
+    groups: usize,
+    eps: f32,
+    gamma: Option<&'a [f32]>,
+    beta: Option<&'a [f32]>,
+}
+
+impl Groups<'_> {
+    fn check(&self) -> Result<(), KernelError> {
+        if self.groups == 0 || !self.channels.is_multiple_of(self.groups) {
+            let expected = "be a divisor of the channels";
+            return Err(KernelError::Size {
+                what: "groups",
+                expected,
+                found: self.groups,
+            });
+        }
+        check_affine(self.gamma, self.beta, self.channels)
+    }
+
+    /// Scale and shift of each channel of an image, `[2, channels]`.
+    fn affine(&self, isa: Isa, x: &[f32]) -> Scratch {
+        let channels = self.channels;
+        let mut affine = Scratch::new(2 * channels);
+        let (scale, shift) = affine.as_mut_slice().split_at_mut(channels);
+        let mut sums = Sums::collect(isa, x, channels);
+        let width = channels / self.groups;
+        for range in (0..self.groups).map(|g| g * width..(g + 1) * width) {
+            let (mean, variance) = sums.moments(range.clone(), x);
+            let inverse = 1.0 / (variance + f64::from(self.eps)).sqrt();
+            for c in range {
+                let factor = self.gamma.map_or(1.0, |g| f64::from(g[c])) * inverse;
+                scale[c] = factor as f32;
+                shift[c] = (self.beta.map_or(0.0, |b| f64::from(b[c])) - mean * factor) as f32;
+            }
+        }
+        affine
     }
 }
 
@@ -247,6 +330,36 @@ impl Job for Affine<'_> {
                 out[c] = x[c] * self.scale[c] + self.shift[c];
             }
             math::activate_slice(s, self.activation, out);
+        }
+    }
+}
+
+/// As [`Affine`], in place.
+struct AffineInPlace<'a> {
+    x: &'a mut [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    activation: Activation,
+}
+
+impl Job for AffineInPlace<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let channels = self.scale.len();
+        for row in self.x.chunks_exact_mut(channels) {
+            for c in (0..channels / S::LANES * S::LANES).step_by(S::LANES) {
+                let scale = s.load_slice(&self.scale[c..]);
+                let shift = s.load_slice(&self.shift[c..]);
+                let y = s.fma(s.load_slice(&row[c..]), scale, shift);
+                s.store_slice(&mut row[c..], y);
+            }
+            let rest = channels / S::LANES * S::LANES;
+            let affine = self.scale[rest..].iter().zip(&self.shift[rest..]);
+            for (y, (scale, shift)) in row[rest..].iter_mut().zip(affine) {
+                *y = *y * scale + shift;
+            }
+            math::activate_slice(s, self.activation, row);
         }
     }
 }

@@ -234,14 +234,49 @@ pub(crate) fn group_norm<const D: usize>(
         eps: eps as f32,
         gamma: Some(gamma.values()),
         beta: Some(beta.values()),
-        activation: if silu {
-            Activation::Silu
-        } else {
-            Activation::None
-        },
+        activation: silu_if(silu),
         out: &mut out,
     }));
     Some(wrap(out, shape))
+}
+
+fn silu_if(silu: bool) -> Activation {
+    match silu {
+        true => Activation::Silu,
+        false => Activation::None,
+    }
+}
+
+/// [`group_norm`] in the place of `x`; `x` back when somebody else holds it too.
+#[allow(
+    clippy::result_large_err,
+    reason = "the tensor comes back, and no error is made"
+)]
+pub(crate) fn group_norm_in_place<const D: usize>(
+    x: Tensor<D>,
+    groups: usize,
+    eps: f64,
+    gamma: &Tensor<1>,
+    beta: &Tensor<1>,
+    silu: bool,
+) -> Result<Tensor<D>, Tensor<D>> {
+    let (Some(gamma), Some(beta)) = (Operand::new(gamma), Operand::new(beta)) else {
+        return Err(x);
+    };
+    let shape = x.dims();
+    in_place(x, |x| {
+        done(kernels::group_norm_in_place(kernels::GroupNormInPlace {
+            x,
+            batch: shape[0],
+            pixels: shape[1..D - 1].iter().product(),
+            channels: shape[D - 1],
+            groups,
+            eps: eps as f32,
+            gamma: Some(gamma.values()),
+            beta: Some(beta.values()),
+            activation: silu_if(silu),
+        }));
+    })
 }
 
 pub(crate) fn layer_norm<const D: usize>(
@@ -264,11 +299,11 @@ pub(crate) fn layer_norm<const D: usize>(
     Some(wrap(out, shape))
 }
 
+/// In place where nobody else holds `x`, else to a new tensor; `x` back when it is not a plain `Flex` tensor.
 #[allow(
     clippy::result_large_err,
     reason = "the tensor comes back, and no error is made"
 )]
-/// In place where nobody else holds `x`, else to a new tensor; `x` back when it is not a plain `Flex` tensor.
 pub(crate) fn activate<const D: usize>(
     x: Tensor<D>,
     kind: Activation,

@@ -196,3 +196,30 @@ fn gradients_flow_through_the_kernels() {
         .unwrap();
     assert_eq!(grad, vec![1.5, 2.0, 1.5, 2.0]);
 }
+
+#[test]
+fn in_place_and_beside_give_the_same_bits() {
+    let values = |x: Tensor<4>| x.into_data().try_into_vec::<f32>().expect("f32");
+    let (gamma, beta) = (random([24], 2), random([24], 3));
+    // Made by a kernel, so that its buffer is the pool's.
+    let make = || fused::join_channels(random::<4>([2, 40, 30, 20], 1), random([2, 40, 30, 4], 9));
+    let norm = |x| fused::group_norm(x, 4, 1e-5, gamma.clone(), beta.clone(), true);
+    let shared = make();
+    let before = values(shared.clone());
+    let beside = values(norm(shared.clone()));
+    assert_eq!(values(norm(make())), beside);
+    assert_eq!(values(shared.clone()), before);
+    let activated = values(fused::silu(shared.clone()));
+    assert_eq!(values(fused::silu(make())), activated);
+    assert_eq!(values(shared), before);
+    // A view of a part is not worked on in place: the rest of its buffer is another's.
+    let part = make().narrow(0, 1, 1);
+    assert_eq!(values(fused::silu(part)), activated[activated.len() / 2..]);
+}
+
+#[test]
+fn joined_channels() {
+    let (a, b) = (random::<3>([2, 5, 3], 1), random::<3>([2, 5, 4], 2));
+    let joined = fused::join_channels(a.clone(), b.clone());
+    close(joined, Tensor::cat(vec![a, b], 2));
+}

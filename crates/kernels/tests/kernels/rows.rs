@@ -1,6 +1,7 @@
 use aquatint_kernels::{
-    GroupNorm, Isa, LayerNorm, RmsNorm, TimestepEmbedding, add, geglu, layer_norm, reference,
-    rms_norm, softmax_rows, timestep_embedding, upsample_nearest,
+    GroupNorm, GroupNormInPlace, Isa, LayerNorm, RmsNorm, TimestepEmbedding, add, geglu,
+    group_norm_in_place, layer_norm, reference, rms_norm, softmax_rows, timestep_embedding,
+    upsample_nearest,
 };
 use proptest::prelude::*;
 
@@ -44,6 +45,14 @@ proptest! {
             let largest = if pixels * width == 1 { 400.0 * (1.0 + mean) } else { 4.0 + 4.0 * mean };
             if pixels * width > 4 || mean == 0.0 { assert_near(isa.name(), &got, &want, largest); }
         }
+        let (mut got, mut same) = (x.clone(), vec![0.0; x.len()]);
+        call!(&mut same).run(Isa::best()).unwrap();
+        group_norm_in_place(GroupNormInPlace {
+            x: &mut got, batch, pixels, channels, groups, eps: 1e-5, activation,
+            gamma: affine.then_some(&gamma[..]),
+            beta: affine.then_some(&beta[..]),
+        }).unwrap();
+        prop_assert_eq!(got, same);
     }
 
     #[test]
