@@ -78,11 +78,21 @@ impl Lhs for Patches<'_, '_> {
                 let (y, x) = (oy * conv.stride + r, ox * conv.stride + s);
                 let dst = &mut panel[i * A_STRIDE + slot * len..][..len];
                 if let Some(pixel) = conv.pixel(b, y, x) {
-                    dst.copy_from_slice(&conv.x[pixel + block.channels.start..][..len]);
+                    copy(&conv.x[pixel + block.channels.start..][..len], dst);
                 } else {
                     dst.fill(0.0);
                 }
             }
         }
     }
+}
+
+/// Copies a few channels; as vectors, since a call of `memcpy` takes longer than most of these copies.
+#[inline(always)]
+fn copy(src: &[f32], dst: &mut [f32]) {
+    let (mut from, mut to) = (src.chunks_exact(16), dst.chunks_exact_mut(16));
+    for (src, dst) in (&mut from).zip(&mut to) {
+        dst.copy_from_slice(&src[..16]);
+    }
+    to.into_remainder().copy_from_slice(from.remainder());
 }
