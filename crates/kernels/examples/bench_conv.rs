@@ -1,7 +1,7 @@
 //! Times convolutions of given shapes.
 //!
 //! `cargo run --release -p aquatint-kernels --example bench_conv -- [threads] [repeats] SPEC..`, where a SPEC is
-//! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-ALGORITHM]`, an algorithm one of a (auto), d, 2, 4, or with `u` before it
+//! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-ALGORITHM]`, an algorithm one of a (auto), d, 2, 4, f (folded), or with `u` before it
 //! for a doubled input; a last `w` times the gradient of the weight instead, `g` that of the input; prints median and best milliseconds.
 #![allow(clippy::print_stdout, reason = "a program for people to read")]
 
@@ -54,6 +54,7 @@ fn time(spec: &str, repeats: usize) {
     };
     let algorithm = match spec.as_bytes().last() {
         Some(b'd') => ConvAlgorithm::Direct,
+        Some(b'f') => ConvAlgorithm::Folded,
         Some(b'2') if numbers.len() > 7 => ConvAlgorithm::Winograd2,
         Some(b'4') if numbers.len() > 7 => ConvAlgorithm::Winograd4,
         _ => ConvAlgorithm::Auto,

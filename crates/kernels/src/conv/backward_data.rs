@@ -203,6 +203,7 @@ impl Pass<'_> {
             origin: (rows.origin, columns.origin),
             weight: RhsData::F32(turned.as_slice()),
             out_size: (rows.len, columns.len),
+            phase: None,
             out,
             finish: Finish {
                 bias: None,

@@ -130,6 +130,7 @@ impl Conv2dBackwardWeight<'_> {
             ),
             weight: RhsData::F32(&[]),
             out_size: shape.out_size(),
+            phase: None,
             out: SharedOut::new(&mut []),
             finish: Finish {
                 bias: None,
@@ -158,8 +159,10 @@ fn resolve(isa: Isa, conv: &Window<'_>, algorithm: ConvAlgorithm) -> ConvAlgorit
     if conv.kernel != (3, 3) || conv.stride != 1 {
         return ConvAlgorithm::Direct;
     }
-    if algorithm != ConvAlgorithm::Auto {
-        return algorithm;
+    match algorithm {
+        ConvAlgorithm::Auto => {}
+        ConvAlgorithm::Folded => return ConvAlgorithm::Winograd4,
+        chosen => return chosen,
     }
     let thin = conv.in_channels.min(conv.out_channels) < MIN_CHANNELS;
     if thin || WeightGradient::sums_len::<4>(isa, conv) > MOST_SUMS {

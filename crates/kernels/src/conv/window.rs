@@ -28,11 +28,78 @@ pub(super) struct Window<'a> {
     pub origin: (isize, isize),
     pub weight: RhsData<'a>,
     pub out_size: (usize, usize),
+    /// Set when only every other row and column of the output is computed, see [`Phase`].
+    pub phase: Option<Phase>,
     pub out: SharedOut,
     pub finish: Finish<'a>,
 }
 
+/// Which places of a line of 3 fall on one pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Join {
+    First,
+    Last,
+}
+
+/// Every other row and column of a doubled input's 3x3 convolution. There two of the 3 rows of the kernel fall on one
+/// row of the small input, and of the columns likewise: it is a 2x2 convolution of that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Phase {
+    /// Rows and columns of the whole output.
+    size: (usize, usize),
+    /// First row and column.
+    first: (usize, usize),
+    /// Of the kernel's rows and columns.
+    pub joins: (Join, Join),
+}
+
+impl<'a> Window<'a> {
+    /// The four phases of a doubled input's 3x3 convolution with step 1.
+    fn phases(&self) -> [Self; 4] {
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(py, px)| {
+            let axis = |phase: usize, origin: isize, size: usize| {
+                let from = phase as isize + origin;
+                let join = if from.rem_euclid(2) == 0 {
+                    Join::First
+                } else {
+                    Join::Last
+                };
+                (from.div_euclid(2), join, (size - phase).div_ceil(2))
+            };
+            let (top, rows, oh) = axis(py, self.origin.0, self.out_size.0);
+            let (left, columns, ow) = axis(px, self.origin.1, self.out_size.1);
+            Self {
+                upsample: false,
+                origin: (top, left),
+                out_size: (oh, ow),
+                phase: Some(Phase {
+                    size: self.out_size,
+                    first: (py, px),
+                    joins: (rows, columns),
+                }),
+                ..*self
+            }
+        })
+    }
+}
+
 impl Window<'_> {
+    /// The output's pixel at `y`, `x` of what is computed, and how far it is to the next one down and to the right.
+    #[inline(always)]
+    pub(super) fn out_pixel(&self, image: usize, y: usize, x: usize) -> (usize, [usize; 2]) {
+        match self.phase {
+            None => {
+                let (h, w) = self.out_size;
+                ((image * h + y) * w + x, [w, 1])
+            }
+            Some(p) => {
+                let (h, w) = p.size;
+                let line = image * h + 2 * y + p.first.0;
+                (line * w + 2 * x + p.first.1, [2 * w, 2])
+            }
+        }
+    }
+
     /// Input size as the window sees it.
     pub(super) fn seen_size(&self) -> (usize, usize) {
         let shift = u32::from(self.upsample);
@@ -59,6 +126,13 @@ impl Window<'_> {
         match self.resolve(algorithm) {
             ConvAlgorithm::Winograd2 => winograd::run::<2>(isa, self),
             ConvAlgorithm::Winograd4 => winograd::run::<4>(isa, self),
+            ConvAlgorithm::Folded => {
+                for phase in self.phases() {
+                    if phase.out_size.0 > 0 && phase.out_size.1 > 0 {
+                        winograd::run::<5>(isa, &phase);
+                    }
+                }
+            }
             ConvAlgorithm::Auto | ConvAlgorithm::Direct => direct::run(isa, self),
         }
     }
@@ -69,8 +143,10 @@ impl Window<'_> {
         if self.kernel != (3, 3) || self.stride != 1 || self.in_channels == 0 {
             return ConvAlgorithm::Direct;
         }
-        if algorithm != ConvAlgorithm::Auto {
-            return algorithm;
+        match algorithm {
+            ConvAlgorithm::Auto => {}
+            ConvAlgorithm::Folded if !self.upsample => return ConvAlgorithm::Winograd4,
+            chosen => return chosen,
         }
         // Few channels are bound by the transforms (measured).
         if self.in_channels < MIN_CHANNELS {
@@ -79,7 +155,14 @@ impl Window<'_> {
         let (oh, ow) = self.out_size;
         let tiles = |side: usize| oh.div_ceil(side) * ow.div_ceil(side);
         // Products a channel, and what preparing the weights costs in units of that (measured).
+        let phase = oh.div_ceil(10) * ow.div_ceil(10);
+        let folded = if self.upsample {
+            4 * (phase * 36 + 234)
+        } else {
+            usize::MAX
+        };
         let costs = [
+            (folded, ConvAlgorithm::Folded),
             (tiles(4) * 36 + 234, ConvAlgorithm::Winograd4),
             (tiles(2) * 16 + 122, ConvAlgorithm::Winograd2),
             (tiles(1) * 9 + 208, ConvAlgorithm::Direct),

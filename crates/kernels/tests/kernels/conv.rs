@@ -189,6 +189,8 @@ proptest! {
         case.check(ConvAlgorithm::Winograd2, 2.0);
         case.check(ConvAlgorithm::Winograd4, 4.0);
         case.check(ConvAlgorithm::Auto, 4.0);
+        let doubled = Case { upsample: true, ..case };
+        doubled.check(ConvAlgorithm::Folded, 4.0);
     }
 }
 
@@ -232,15 +234,26 @@ fn blocked_winograd_agrees_with_the_reference() {
         for algorithm in [ConvAlgorithm::Winograd2, ConvAlgorithm::Winograd4] {
             plain((27, 50), (130, 37), 3).check(algorithm, 4.0);
         }
+        let doubled = Case {
+            upsample: true,
+            ..plain((17, 28), (130, 37), 3)
+        };
+        doubled.check(ConvAlgorithm::Folded, 4.0);
     });
 }
 
 /// The bounds that the documentation states, on the noise they speak of.
 #[test]
 fn errors_are_as_documented() {
-    for (channels, side) in [(16, 40), (320, 24), (1280, 12)] {
+    for (channels, side, upsample) in [
+        (16, 40, false),
+        (320, 24, false),
+        (1280, 12, false),
+        (320, 25, true),
+    ] {
         let case = Case {
             batch: 1,
+            upsample,
             padding: Padding::all(1),
             stored: 0,
             activation: Activation::None,
@@ -257,6 +270,7 @@ fn errors_are_as_documented() {
             ConvAlgorithm::Direct,
             ConvAlgorithm::Winograd2,
             ConvAlgorithm::Winograd4,
+            ConvAlgorithm::Folded,
             ConvAlgorithm::Auto,
         ] {
             let bound = algorithm.error_bound();
@@ -270,10 +284,10 @@ fn errors_are_as_documented() {
                 let mean = square(&mut errors.iter().copied()) / errors.len() as f64;
                 let largest = errors.iter().fold(0.0f64, |m, e| m.max(e.abs()));
                 let error = mean.sqrt();
-                let what = format!("{} {algorithm:?} {channels}", isa.name());
+                let what = format!("{} {algorithm:?} {channels} {upsample}", isa.name());
                 println!("{what}: {error:.2e}, largest {largest:.2e}");
                 assert!(error <= bound, "{what}: {error:e} > {bound:e}");
-                assert!(largest <= 6.0 * bound, "{what}: largest {largest:e}");
+                assert!(largest <= 10.0 * bound, "{what}: largest {largest:e}");
             }
         }
     }

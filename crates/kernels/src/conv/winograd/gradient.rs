@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::inputs::TransformInputs;
 use super::plan::Tiling;
 use super::tile::{ROW, Tile};
-use super::transform::{columns, gradient_line, row, square, weight_gradient_line};
+use super::transform::{columns, gradient_line, row, side, square, weight_gradient_line};
 use crate::Isa;
 use crate::conv::Window;
 use crate::gemm::driver::{SharedOut, for_each};
@@ -34,7 +34,7 @@ impl WeightGradient<'_, '_> {
     pub(in crate::conv) fn sums_len<const M: usize>(isa: Isa, conv: &Window<'_>) -> usize {
         let (mr, nr) = isa.tile_size();
         let padded = conv.out_channels.next_multiple_of(mr) * conv.in_channels.next_multiple_of(nr);
-        padded * (M + 2) * (M + 2)
+        padded * side(M) * side(M)
     }
 
     pub(in crate::conv) fn run<const M: usize>(self, isa: Isa) {
@@ -151,11 +151,11 @@ impl<const M: usize> Job for TransformGradients<'_, M> {
                     s.zero()
                 });
                 let half = columns!(s, gradient_line::<S, M>, y, [0 1 2 3]);
-                for r in 0..M + 2 {
+                for r in 0..side(M) {
                     let [a, b, c2, d, ..] = row(&half, r);
                     let line = gradient_line::<S, M>(s, [a, b, c2, d]);
-                    for (q, &v) in line.iter().enumerate().take(M + 2) {
-                        let at = first + (r * (M + 2) + q) * place_len + c;
+                    for (q, &v) in line.iter().enumerate().take(side(M)) {
+                        let at = first + (r * side(M) + q) * place_len + c;
                         // SAFETY: the tile's own row of a place; whole vectors fit, as ROW is a multiple of every
                         // LANES.
                         unsafe { s.store(self.out.at(at), v) };
@@ -239,8 +239,8 @@ impl<const M: usize> Job for Finish<'_, M> {
             let (column, lane) = (c / S::NR, c % S::NR);
             let panel = column * self.panels + self.channel / S::MR;
             let first = panel * tile + self.channel % S::MR * S::NR + lane;
-            let u = square!(|r, q| if r < M + 2 && q < M + 2 {
-                s.load_slice(&self.sums[(r * (M + 2) + q) * place_len + first..])
+            let u = square!(|r, q| if r < side(M) && q < side(M) {
+                s.load_slice(&self.sums[(r * side(M) + q) * place_len + first..])
             } else {
                 s.zero()
             });

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::plan::Tiling;
 use super::tile::ROW;
-use super::transform::{SIDE, columns, input_line, row, square};
+use super::transform::{SIDE, columns, input_line, row, side, square};
 use crate::conv::{Window, prefetch};
 use crate::gemm::driver::SharedOut;
 use crate::simd::{Job, Simd};
@@ -40,12 +40,12 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
             let first = from + (tile - self.first) * ROW;
             for c in (0..channels.len()).step_by(S::LANES) {
                 let width = S::LANES.min(channels.len() - c);
-                for line in &next[..M + 2] {
-                    for &pixel in &line[2..M + 2] {
+                for line in &next[..side(M)] {
+                    for &pixel in &line[side(M) - M..side(M)] {
                         prefetch(pixel.wrapping_add(c));
                     }
                 }
-                let d = square!(|r, q| if r < M + 2 && q < M + 2 {
+                let d = square!(|r, q| if r < side(M) && q < side(M) {
                     let pixel = pixels[r][q].wrapping_add(c);
                     // SAFETY: every pixel points to this chunk's channels, c + width <= their number.
                     unsafe {
@@ -59,10 +59,10 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
                     s.zero()
                 });
                 let half = columns!(s, input_line::<S, M>, d, [0 1 2 3 4 5]);
-                for r in 0..M + 2 {
+                for r in 0..side(M) {
                     let line = input_line::<S, M>(s, row(&half, r));
-                    for (q, &v) in line.iter().enumerate().take(M + 2) {
-                        let at = first + (r * (M + 2) + q) * place_len + c;
+                    for (q, &v) in line.iter().enumerate().take(side(M)) {
+                        let at = first + (r * side(M) + q) * place_len + c;
                         // SAFETY: the tile's own row of a place; whole vectors fit, as ROW is a multiple
                         // of every LANES.
                         unsafe { s.store(self.out.at(at), v) };
@@ -80,8 +80,8 @@ impl<const M: usize> TransformInputs<'_, '_, M> {
         let conv = self.conv;
         let (image, oy, ox) = self.tiling.position(tile);
         let mut pixels = [[ZEROS.as_ptr(); SIDE]; SIDE];
-        for (r, line) in pixels.iter_mut().enumerate().take(M + 2) {
-            for (q, pixel) in line.iter_mut().enumerate().take(M + 2) {
+        for (r, line) in pixels.iter_mut().enumerate().take(side(M)) {
+            for (q, pixel) in line.iter_mut().enumerate().take(side(M)) {
                 if let Some(at) = conv.pixel(image, oy + r, ox + q) {
                     *pixel = conv.x[at + channels.start..at + channels.end].as_ptr();
                 }

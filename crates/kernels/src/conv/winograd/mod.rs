@@ -1,5 +1,5 @@
-//! Winograd convolution: 3x3, stride 1. Tiles of M x M outputs are products over channels at each of the (M + 2)²
-//! places of the transformed tile.
+//! Winograd convolution: 3x3 (or folded to 2x2, see [`Phase`](super::window::Phase)), stride 1. Tiles of M x M outputs
+//! are products over channels at each of the `side(M)`² places of the transformed tile.
 //!
 //! There are two ways to go, by what is used again more often (see [`Plan`]):
 //! - *Weights held*: few channels, many tiles. All weights are transformed at first; then each task takes some tiles

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::tile::ROW;
+use super::transform::side;
 use super::weights::weight_len;
 use crate::Isa;
 use crate::conv::Window;
@@ -74,7 +75,7 @@ impl<const M: usize> Tiling<M> {
     }
 
     pub(super) fn places(&self) -> usize {
-        (M + 2) * (M + 2)
+        side(M) * side(M)
     }
 
     /// Floats from one place to the next.

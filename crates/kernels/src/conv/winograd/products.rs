@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::plan::{PAD, Plan};
 use super::tile::{ROW, Tile};
-use super::transform::{columns, output_line, row, square};
+use super::transform::{columns, output_line, row, side, square};
 use super::weights::{Ahead, TransformWeights, place_len, weight_len};
 use crate::Activation;
 use crate::conv::{Window, prefetch};
@@ -137,16 +137,16 @@ impl<const M: usize> Products<'_, '_, M> {
         let cols = self.plan.cols(self.column);
         let (tile_row, len) = (tile - self.tiles.start, self.place_products::<S>());
         let finish = &self.conv.finish;
+        let (first, [down, right]) = self.conv.out_pixel(image, oy, ox);
         let bias = finish
             .bias
-            .map(|b| &b[image * oh * ow / finish.rows_per_bias * finish.n..][..finish.n]);
-        let first = (image * oh + oy) * ow + ox;
+            .map(|b| &b[first / finish.rows_per_bias * finish.n..][..finish.n]);
         for lane in (0..cols.len()).step_by(S::LANES) {
             let width = S::LANES.min(cols.len() - lane);
             let channel = cols.start + lane;
             let bias = bias.map_or(s.zero(), |b| s.load_some(&b[channel..][..width]));
-            let m = square!(|r, q| if r < M + 2 && q < M + 2 {
-                let at = (r * (M + 2) + q) * len + tile_row * S::NR + lane;
+            let m = square!(|r, q| if r < side(M) && q < side(M) {
+                let at = (r * side(M) + q) * len + tile_row * S::NR + lane;
                 s.load_slice(&products[at..])
             } else {
                 s.zero()
@@ -157,7 +157,7 @@ impl<const M: usize> Products<'_, '_, M> {
                 for (q, &v) in line.iter().enumerate().take(M) {
                     if oy + r < oh && ox + q < ow {
                         let v = s.add(v, bias);
-                        self.finish(s, first + r * ow + q, channel, width, v);
+                        self.finish(s, first + r * down + q * right, channel, width, v);
                     }
                 }
             }
@@ -214,13 +214,12 @@ impl<'a, 'b, const M: usize> PixelsAhead<'a, 'b, M> {
         let Products {
             conv, plan, tiles, ..
         } = self.products;
-        let (oh, ow) = plan.inputs.out_size;
         let wanted = tiles.len() * M * step / steps;
         while self.done < wanted {
             let (image, oy, ox) = plan.inputs.position(self.tile);
-            let at = ((image * oh + oy + self.line) * ow + ox) * conv.out_channels;
+            let (first, [_, right]) = conv.out_pixel(image, oy + self.line, ox);
             for pixel in 0..M {
-                let at = at + pixel * conv.out_channels + self.cols.start;
+                let at = (first + pixel * right) * conv.out_channels + self.cols.start;
                 for c in (0..self.cols.len()).step_by(16) {
                     prefetch(conv.out.start().wrapping_add(at + c));
                     if let Some((residual, _)) = conv.finish.residual {

@@ -1,6 +1,7 @@
-//! The transforms of Winograd's minimal filtering F(M x M, 3 x 3), by vectors.
+//! The transforms of Winograd's minimal filtering F(M x M, K x K), by vectors: F(2, 3), F(4, 3) and, for kernels that
+//! were folded into 2 x 2, F(5, 2).
 //!
-//! F(2, 3) uses the points 0, 1, -1; F(4, 3) the points 0, ±1/√2, ±√2 and infinity, whose error is half that of the
+//! F(2, 3) uses the points 0, 1, -1; F(4, 3) and F(5, 2) the points 0, ±1/√2, ±√2 and infinity, whose error is half that of the
 //! usual 0, ±1, ±2 (measured: root mean square 1.7e-6 against 3.5e-6, largest 2.9e-6 against 1.4e-5, relative to
 //! the output, 320 channels of normal noise). With p = 1/√2 and q = √2, pq = 1, the rows for a point x are those of
 //! M(x) = x (x² - p²) (x² - q²) divided by (x - point).
@@ -12,7 +13,12 @@ use crate::simd::Simd;
 /// Longest side of a transformed tile.
 pub(super) const SIDE: usize = 6;
 
-/// `B^T d`: a line of `M + 2` inputs to as many transformed ones.
+/// Side of a transformed tile of M x M outputs.
+pub(super) const fn side(m: usize) -> usize {
+    if m == 2 { 4 } else { SIDE }
+}
+
+/// `B^T d`: a line of `side(M)` inputs to as many transformed ones.
 #[inline(always)]
 pub(super) fn input_line<S: Simd, const M: usize>(s: S, d: [S::V; SIDE]) -> [S::V; SIDE] {
     if M == 2 {
@@ -44,7 +50,7 @@ pub(super) fn input_line<S: Simd, const M: usize>(s: S, d: [S::V; SIDE]) -> [S::
     ]
 }
 
-/// `G g`: a line of 3 weights to `M + 2` transformed ones.
+/// `G g`: a line of 3 weights (2 and anything, for F(5, 2)) to `side(M)` transformed ones.
 #[inline(always)]
 pub(super) fn weight_line<S: Simd, const M: usize>(s: S, g: [S::V; 3]) -> [S::V; SIDE] {
     let [g0, g1, g2] = g;
@@ -61,41 +67,56 @@ pub(super) fn weight_line<S: Simd, const M: usize>(s: S, g: [S::V; 3]) -> [S::V;
         ];
     }
     // Derivatives of M: 1 at 0, -3/2 at ±p, 6 at ±q.
-    let even_p = s.mul(s.fma(g2, s.splat(0.5), g0), s.splat(-1.0 / 1.5));
-    let odd_p = s.mul(g1, s.splat(-P / 1.5));
-    let even_q = s.mul(s.fma(g2, s.splat(2.0), g0), s.splat(1.0 / 6.0));
-    let odd_q = s.mul(g1, s.splat(Q / 6.0));
+    let (even_p, even_q) = if M == 5 {
+        (g0, g0)
+    } else {
+        (s.fma(g2, s.splat(0.5), g0), s.fma(g2, s.splat(2.0), g0))
+    };
+    let (even_p, odd_p) = (
+        s.mul(even_p, s.splat(-1.0 / 1.5)),
+        s.mul(g1, s.splat(-P / 1.5)),
+    );
+    let (even_q, odd_q) = (
+        s.mul(even_q, s.splat(1.0 / 6.0)),
+        s.mul(g1, s.splat(Q / 6.0)),
+    );
     [
         g0,
         s.add(even_p, odd_p),
         s.sub(even_p, odd_p),
         s.add(even_q, odd_q),
         s.sub(even_q, odd_q),
-        g2,
+        if M == 5 { g1 } else { g2 },
     ]
 }
 
-/// `A^T m`: a line of `M + 2` products to `M` outputs.
+/// `A^T m`: a line of `side(M)` products to `M` outputs.
 #[inline(always)]
-pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S::V; 4] {
+pub(super) fn output_line<S: Simd, const M: usize>(s: S, m: [S::V; SIDE]) -> [S::V; 5] {
     let [m0, m1, m2, m3, m4, m5] = m;
+    let zero = s.zero();
     let (even_p, odd_p) = (s.add(m1, m2), s.sub(m1, m2));
     if M == 2 {
-        return [s.add(m0, even_p), s.sub(odd_p, m3), s.zero(), s.zero()];
+        return [s.add(m0, even_p), s.sub(odd_p, m3), zero, zero, zero];
     }
     let (even_q, odd_q) = (s.add(m3, m4), s.sub(m3, m4));
+    let third = s.fma(odd_q, s.splat(2.0 * Q), s.mul(odd_p, s.splat(0.5 * P)));
+    let (third, fourth) = if M == 5 {
+        let fourth = s.fma(even_q, s.splat(4.0), s.mul(even_p, s.splat(0.25)));
+        (third, s.add(fourth, m5))
+    } else {
+        (s.add(third, m5), zero)
+    };
     [
         s.add(s.add(m0, even_p), even_q),
         s.fma(odd_q, s.splat(Q), s.mul(odd_p, s.splat(P))),
         s.fma(even_q, s.splat(2.0), s.mul(even_p, s.splat(0.5))),
-        s.add(
-            s.fma(odd_q, s.splat(2.0 * Q), s.mul(odd_p, s.splat(0.5 * P))),
-            m5,
-        ),
+        third,
+        fourth,
     ]
 }
 
-/// `A m`: a line of `M` gradients of outputs to `M + 2` of products.
+/// `A m`: a line of `M` gradients of outputs to `side(M)` of products.
 #[inline(always)]
 pub(super) fn gradient_line<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::V; SIDE] {
     let [y0, y1, y2, y3] = y;
@@ -124,7 +145,7 @@ pub(super) fn gradient_line<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::
     ]
 }
 
-/// `G^T u`: a line of `M + 2` gradients of transformed weights to 3 of weights.
+/// `G^T u`: a line of `side(M)` gradients of transformed weights to 3 of weights.
 #[inline(always)]
 pub(super) fn weight_gradient_line<S: Simd, const M: usize>(s: S, u: [S::V; SIDE]) -> [S::V; 3] {
     let [u0, u1, u2, u3, u4, u5] = u;

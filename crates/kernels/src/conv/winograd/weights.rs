@@ -5,9 +5,10 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::plan::PAD;
-use super::transform::{columns, row, square, weight_line};
+use super::transform::{SIDE, columns, row, side, square, weight_line};
 use crate::RhsData;
-use crate::conv::{Window, prefetch};
+use crate::conv::prefetch;
+use crate::conv::window::{Join, Window};
 use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
 
 /// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
@@ -22,7 +23,7 @@ pub(super) const fn place_len(chunk: usize, nr: usize) -> usize {
 
 /// Floats of a panel's transformed weights.
 pub(super) const fn weight_len<const M: usize>(chunk: usize, nr: usize) -> usize {
-    (M + 2) * (M + 2) * place_len(chunk, nr)
+    side(M) * side(M) * place_len(chunk, nr)
 }
 
 /// Weights of a chunk of input channels and a panel of output channels, as `[place, channel, NR]`.
@@ -50,6 +51,7 @@ impl<const M: usize> Job for TransformWeights<'_, '_, M> {
 impl<const M: usize> TransformWeights<'_, '_, M> {
     #[inline(always)]
     fn transform<S: Simd, E: Element>(self, s: S, data: &[E]) {
+        let joins = self.conv.phase.map(|p| p.joins);
         let mut wide = [0.0f32; MAX_LANES * WIDE];
         let mut taps = [0.0f32; TURN * 9 * MAX_LANES];
         for lane in (0..S::NR).step_by(S::LANES) {
@@ -74,7 +76,7 @@ impl<const M: usize> TransformWeights<'_, '_, M> {
                 }
                 for (i, taps) in taps.chunks_exact(9 * S::LANES).take(count).enumerate() {
                     let at = (c + i) * S::NR + lane;
-                    transform_channel::<S, M>(s, taps, &mut self.part[at..], self.chunk);
+                    transform_channel::<S, M>(s, taps, joins, &mut self.part[at..], self.chunk);
                 }
             }
         }
@@ -126,22 +128,72 @@ impl Ahead {
 
 /// One channel's weights of `LANES` outputs.
 #[inline(always)]
-fn transform_channel<S: Simd, const M: usize>(s: S, taps: &[f32], out: &mut [f32], chunk: usize) {
+fn transform_channel<S: Simd, const M: usize>(
+    s: S,
+    taps: &[f32],
+    joins: Option<(Join, Join)>,
+    out: &mut [f32],
+    chunk: usize,
+) {
     let g = square!(|r, q| if r < 3 && q < 3 {
         s.load_slice(&taps[(r * 3 + q) * S::LANES..])
     } else {
         s.zero()
     });
+    let g = match joins {
+        Some((rows, across)) if M == 5 => {
+            let zero = s.zero();
+            let [a, b, c, ..] = g;
+            let (a, b) = match rows {
+                Join::First => (add_lines(s, a, b), c),
+                Join::Last => (a, add_lines(s, b, c)),
+            };
+            let rest = [zero; SIDE];
+            [
+                join_places(s, a, across),
+                join_places(s, b, across),
+                rest,
+                rest,
+                rest,
+                rest,
+            ]
+        }
+        _ => g,
+    };
     let len = place_len(chunk, S::NR);
-    let last = ((M + 2) * (M + 2) - 1) * len;
+    let last = (side(M) * side(M) - 1) * len;
     assert!(out.len() >= last + S::LANES);
     let half = columns!(s, weight_line::<S, M>, g, [0 1 2]);
-    for r in 0..M + 2 {
+    for r in 0..side(M) {
         let [a, b, c, ..] = row(&half, r);
         let line = weight_line::<S, M>(s, [a, b, c]);
-        for (q, &v) in line.iter().enumerate().take(M + 2) {
+        for (q, &v) in line.iter().enumerate().take(side(M)) {
             // SAFETY: (r, q) is at most the last place, whose LANES were checked to be there.
-            unsafe { s.store(out.as_mut_ptr().add((r * (M + 2) + q) * len), v) };
+            unsafe { s.store(out.as_mut_ptr().add((r * side(M) + q) * len), v) };
         }
     }
+}
+
+#[inline(always)]
+fn add_lines<S: Simd>(s: S, a: [S::V; SIDE], b: [S::V; SIDE]) -> [S::V; SIDE] {
+    let zero = s.zero();
+    [
+        s.add(a[0], b[0]),
+        s.add(a[1], b[1]),
+        s.add(a[2], b[2]),
+        zero,
+        zero,
+        zero,
+    ]
+}
+
+/// A line of 3 weights whose first or last two become one.
+#[inline(always)]
+fn join_places<S: Simd>(s: S, g: [S::V; SIDE], join: Join) -> [S::V; SIDE] {
+    let zero = s.zero();
+    let (a, b) = match join {
+        Join::First => (s.add(g[0], g[1]), g[2]),
+        Join::Last => (g[0], s.add(g[1], g[2])),
+    };
+    [a, b, zero, zero, zero, zero]
 }
