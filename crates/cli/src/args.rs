@@ -37,6 +37,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// List the samplers and schedules.
     Samplers(SamplersArgs),
+    /// Measure this machine: single operations, or the stages of a model.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -248,6 +251,88 @@ pub struct OutputArgs {
     pub preview_every: u32,
 
     /// Print one JSON object and nothing else.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time operations beside the machine's peak, an FMA loop on the same threads.
+    Ops(BenchOpsArgs),
+    /// Time the stages of a model, and find its peak memory.
+    Model(BenchModelArgs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OpArg {
+    Conv2d,
+    Gemm,
+    Attention,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PartArg {
+    /// Prompts to embeddings.
+    Text,
+    /// Steps of the denoising loop.
+    Step,
+    /// Latents to pixels.
+    Decode,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchOpsArgs {
+    /// Only this operation.
+    #[arg(long, value_name = "OP")]
+    pub only: Option<OpArg>,
+
+    /// One shape instead of the list: "2x64x64x320->320 k3 s1" (images, height,
+    /// width, channels), "8192x320x2560" (m, k, n) or "2x8x4096x40 kv4096" (batch,
+    /// heads, queries, channels of a head).
+    #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
+    pub shape: Option<String>,
+
+    /// Threads to compute with [default: one a core].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = whole(1, 1024))]
+    pub threads: Option<u32>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchModelArgs {
+    /// A diffusers folder, a .safetensors file, or a name under the model directory
+    /// [default: the model inside the program].
+    #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub path: Option<PathBuf>,
+
+    /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = side)]
+    pub width: Option<u32>,
+
+    /// Pixels, a multiple of 8 from 64 to 4096 [default: the model's].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = side)]
+    pub height: Option<u32>,
+
+    /// Steps of the denoising loop to time.
+    #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true, value_parser = whole(1, MAX_STEPS))]
+    pub steps: u32,
+
+    /// Only this stage, so that the peak is its own.
+    #[arg(long, value_name = "STAGE")]
+    pub only: Option<PartArg>,
+
+    /// Storage of the weights in memory.
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub dtype: DtypeArg,
+
+    /// Threads to compute with [default: one a core].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = whole(1, 1024))]
+    pub threads: Option<u32>,
+
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }

@@ -134,7 +134,8 @@ fn one_run(
     }
 }
 
-fn set_threads(threads: Option<u32>) -> Result<(), Failure> {
+/// Starts the threads of `--threads`.
+pub(crate) fn set_threads(threads: Option<u32>) -> Result<(), Failure> {
     let Some(n) = threads else {
         return Ok(());
     };

@@ -1,6 +1,7 @@
 //! The `aquatint` binary.
 
 mod args;
+mod bench;
 mod default_model;
 mod failure;
 mod generate;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Samplers(args) => samplers::run(&args),
+        Command::Bench(command) => bench::run(&command),
         Command::Completions { shell } => completions(shell),
     };
     match result {

@@ -21,6 +21,16 @@ const STORAGES: &[(&str, Storage)] = &[
     ("bf16", Storage::Bf16),
 ];
 
+/// The storage that the command line asks for.
+pub fn storage(dtype: DtypeArg) -> Option<Storage> {
+    match dtype {
+        DtypeArg::Auto => None,
+        DtypeArg::F32 => Some(Storage::F32),
+        DtypeArg::F16 => Some(Storage::F16),
+        DtypeArg::Bf16 => Some(Storage::Bf16),
+    }
+}
+
 /// How the model is opened and run.
 pub struct Setup {
     /// For opening.

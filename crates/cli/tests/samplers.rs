@@ -36,6 +36,9 @@ fn help_fits_into_80_columns() {
         &["inspect", "--help"],
         &["samplers", "--help"],
         &["completions", "--help"],
+        &["bench", "--help"],
+        &["bench", "ops", "--help"],
+        &["bench", "model", "--help"],
     ] {
         for columns in ["80", "200"] {
             let output = place.command().env("COLUMNS", columns).args(args).output();

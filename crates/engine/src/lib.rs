@@ -1,5 +1,6 @@
 //! The engine of Aquatint: from a request to events and an image.
 
+pub mod bench;
 mod decode;
 mod error;
 mod events;

@@ -40,6 +40,6 @@ pub use norm::{
     GroupNorm, GroupNormInPlace, LayerNorm, RmsNorm, group_norm, group_norm_in_place, layer_norm,
     rms_norm,
 };
-pub use peak::peak_gflops;
+pub use peak::{peak_gflops, peak_gflops_of_all_threads};
 pub use rows::join_rows;
 pub use simd::Isa;

@@ -16,6 +16,11 @@ pub fn peak_gflops(isa: Isa) -> f64 {
     operations / start.elapsed().as_secs_f64() / 1e9
 }
 
+/// The same on all threads of the current pool at once, added up.
+pub fn peak_gflops_of_all_threads(isa: Isa) -> f64 {
+    rayon::broadcast(|_| peak_gflops(isa)).iter().sum()
+}
+
 struct MultiplyAdds {
     rounds: usize,
 }

@@ -17,6 +17,7 @@ pub mod params;
 pub mod reference;
 mod trainable;
 
+pub use aquatint_kernels as kernels;
 pub use aquatint_kernels::buffer;
 pub use burn;
 pub use burn::tensor::{Device, Tensor};
