@@ -23,5 +23,5 @@ pub use burn;
 pub use burn::tensor::{Device, Tensor};
 pub use error::OpsError;
 pub use fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
-pub use params::{ParamSource, Params, RawTensor, Storage};
+pub use params::{LowRank, ParamSource, Params, RawTensor, Storage};
 pub use trainable::{NamedGradients, Trainable};

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
-use crate::{OpsError, Params};
+use crate::{LowRank, OpsError, Params};
 
 /// A fully connected layer; weight `[out, in]`, bias `[out]` (PyTorch's `nn.Linear`).
 #[derive(Module, Debug)]
@@ -14,17 +14,66 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     /// `[out]`, f32.
     pub bias: Option<Param<Tensor<1>>>,
+    /// Added to the weight, when the source has one.
+    pub low_rank: Option<LowRankAddition>,
+}
+
+/// A low-rank addition to a weight, `W + scale up down` (LoRA; Hu et al., 2021). Neither it nor the sum is ever
+/// formed.
+#[derive(Module, Debug)]
+pub struct LowRankAddition {
+    /// `[rank, in]`.
+    pub down: Param<Tensor<2>>,
+    /// `[out, rank]`.
+    pub up: Param<Tensor<2>>,
+    scale: f64,
+}
+
+impl LowRankAddition {
+    /// Reads `lora_A.weight` and `lora_B.weight` at `p`, when its source has them.
+    fn load(p: &Params<'_>, input: usize, output: usize) -> Result<Option<Self>, OpsError> {
+        let Some(LowRank { rank, scale }) = p.low_rank() else {
+            return Ok(None);
+        };
+        Ok(Some(LowRankAddition {
+            down: p.weight("lora_A.weight", [rank, input])?,
+            up: p.weight("lora_B.weight", [output, rank])?,
+            scale,
+        }))
+    }
+
+    /// `x (scale up down)^T + residual`.
+    fn forward<const D: usize>(&self, x: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {
+        let low = fused::linear(x, self.down.val(), Epilogue::default());
+        let epilogue = Epilogue {
+            residual,
+            ..Epilogue::default()
+        };
+        fused::linear(low * self.scale, self.up.val(), epilogue)
+    }
 }
 
 impl Linear {
     /// Reads `weight` and, when `bias` is set, `bias` at `p`.
     pub fn load(p: &Params<'_>, input: usize, output: usize, bias: bool) -> Result<Self, OpsError> {
+        Self::load_as(p, &[output, input], bias)
+    }
+
+    /// The linear layer that a 1x1 convolution is over channels last: its weight is stored as
+    /// `[out, in, 1, 1]`.
+    pub fn load_pointwise(p: &Params<'_>, input: usize, output: usize) -> Result<Self, OpsError> {
+        Self::load_as(p, &[output, input, 1, 1], true)
+    }
+
+    fn load_as(p: &Params<'_>, stored: &[usize], bias: bool) -> Result<Self, OpsError> {
+        let (output, input) = (stored[0], stored[1]);
         Ok(Linear {
-            weight: p.weight("weight", [output, input])?,
+            weight: p.weight_as("weight", stored, [output, input])?,
             bias: match bias {
                 true => Some(p.vector("bias", [output])?),
                 false => None,
             },
+            low_rank: LowRankAddition::load(p, input, output)?,
         })
     }
 
@@ -33,19 +82,35 @@ impl Linear {
         self.forward_with(x, Activation::None, None)
     }
 
-    /// `activation(x W^T + b) + residual`, in one pass.
+    /// `activation(x W^T + b) + residual`, in one pass where there is no low-rank addition.
     pub fn forward_with<const D: usize>(
         &self,
         x: Tensor<D>,
         activation: Activation,
         residual: Option<Tensor<D>>,
     ) -> Tensor<D> {
+        let plain = activation == Activation::None;
+        let (inside, after) = match (&self.low_rank, plain) {
+            (None, _) => (residual, None),
+            (Some(low), true) => (Some(low.forward(x.clone(), residual)), None),
+            (Some(low), false) => (Some(low.forward(x.clone(), None)), residual),
+        };
+        let split = self.low_rank.is_some() && !plain;
         let epilogue = Epilogue {
             bias: self.bias.as_ref().map(|b| b.val()),
-            activation,
-            residual,
+            activation: if split { Activation::None } else { activation },
+            residual: inside,
         };
-        fused::linear(x, self.weight.val(), epilogue)
+        let y = fused::linear(x, self.weight.val(), epilogue);
+        let y = if split {
+            fused::activate(y, activation)
+        } else {
+            y
+        };
+        match after {
+            Some(residual) => y + residual,
+            None => y,
+        }
     }
 }
 

@@ -77,6 +77,22 @@ pub trait ParamSource {
 
     /// Whether the source has a tensor of that name.
     fn has(&self, name: &str) -> bool;
+
+    /// The low-rank addition to the linear layer of that full name, when the source has one: it
+    /// then gives `<layer>.lora_A.weight` and `<layer>.lora_B.weight` too.
+    fn low_rank(&self, layer: &str) -> Option<LowRank> {
+        let _ = layer;
+        None
+    }
+}
+
+/// Size of a low-rank addition, see [`crate::nn::LowRankAddition`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LowRank {
+    /// Its rank.
+    pub rank: usize,
+    /// Its factor: alpha over rank.
+    pub scale: f64,
 }
 
 /// A place in a [`ParamSource`]: a name prefix and the device that tensors go to.
@@ -134,6 +150,11 @@ impl<'a> Params<'a> {
     /// Whether there is a tensor `name` below this place.
     pub fn has(&self, name: &str) -> bool {
         self.source.has(&self.name(name))
+    }
+
+    /// The low-rank addition to the layer of this place.
+    pub fn low_rank(&self) -> Option<LowRank> {
+        self.source.low_rank(&self.path)
     }
 
     fn raw(&self, name: &str, shape: &[usize]) -> Result<(String, RawTensor), OpsError> {

@@ -157,7 +157,7 @@ impl SpatialTransformer {
         let c = shape.channels;
         let projection = |name: &str| match shape.linear_projection {
             true => Linear::load(&p.at(name), c, c, true),
-            false => pointwise(&p.at(name), c, c),
+            false => Linear::load_pointwise(&p.at(name), c, c),
         };
         Ok(SpatialTransformer {
             norm: GroupNorm::load(&p.at("norm"), shape.groups, c, 1e-6)?,
@@ -190,12 +190,4 @@ impl SpatialTransformer {
             .flat_map(|block| [&block.attn1, &block.attn2])
             .filter(|attention| attention.cross)
     }
-}
-
-/// A 1x1 convolution, stored as `[out, in, 1, 1]`, as the Linear that it is over channels last.
-fn pointwise(p: &Params<'_>, input: usize, output: usize) -> Result<Linear, OpsError> {
-    Ok(Linear {
-        weight: p.weight_as("weight", &[output, input, 1, 1], [output, input])?,
-        bias: Some(p.vector("bias", [output])?),
-    })
 }

@@ -4,5 +4,6 @@
 mod cases;
 mod exact;
 mod frozen;
+mod low_rank;
 mod support;
 mod three_ways;
