@@ -8,6 +8,7 @@ use crate::{Activation, Isa, RhsData};
 mod backward_data;
 mod backward_weight;
 mod direct;
+mod fold;
 mod shape;
 mod window;
 mod winograd;
@@ -55,9 +56,10 @@ pub enum ConvAlgorithm {
     Winograd2,
     /// Winograd F(4x4, 3x3): 36 products for 16 outputs, where `Direct` has 144; falls back likewise.
     Winograd4,
-    /// For a doubled input: every output sees at most 2x2 pixels of the small one, so that four 2x2 convolutions give
-    /// every other row and column each, by Winograd F(5x5, 2x2): 36 products for 25 outputs, where `Direct` has
-    /// 225. Falls back to `Winograd4`.
+    /// A 3x3 kernel that becomes 2x2, by Winograd F(5x5, 2x2). For a doubled input: every output sees at most 2x2 pixels
+    /// of the small one, so that four 2x2 convolutions give every other row and column each; 36 products for 25
+    /// outputs, where `Direct` has 225. With step 2: rows and columns are taken apart by parity, and four 2x2
+    /// convolutions are summed; 144 products for 25 outputs. Falls back to `Winograd4` or `Direct`.
     Folded,
 }
 

@@ -191,6 +191,8 @@ proptest! {
         case.check(ConvAlgorithm::Auto, 4.0);
         let doubled = Case { upsample: true, ..case };
         doubled.check(ConvAlgorithm::Folded, 4.0);
+        let halved = Case { upsample: false, stride: 2, ..doubled };
+        halved.check(ConvAlgorithm::Folded, 4.0);
     }
 }
 
@@ -239,21 +241,28 @@ fn blocked_winograd_agrees_with_the_reference() {
             ..plain((17, 28), (130, 37), 3)
         };
         doubled.check(ConvAlgorithm::Folded, 4.0);
+        let halved = Case {
+            stride: 2,
+            ..plain((47, 70), (130, 37), 3)
+        };
+        halved.check(ConvAlgorithm::Folded, 4.0);
     });
 }
 
 /// The bounds that the documentation states, on the noise they speak of.
 #[test]
 fn errors_are_as_documented() {
-    for (channels, side, upsample) in [
-        (16, 40, false),
-        (320, 24, false),
-        (1280, 12, false),
-        (320, 25, true),
+    for (channels, side, upsample, stride) in [
+        (16, 40, false, 1),
+        (320, 24, false, 1),
+        (1280, 12, false, 1),
+        (320, 25, true, 1),
+        (320, 30, false, 2),
     ] {
         let case = Case {
             batch: 1,
             upsample,
+            stride,
             padding: Padding::all(1),
             stored: 0,
             activation: Activation::None,
@@ -284,7 +293,10 @@ fn errors_are_as_documented() {
                 let mean = square(&mut errors.iter().copied()) / errors.len() as f64;
                 let largest = errors.iter().fold(0.0f64, |m, e| m.max(e.abs()));
                 let error = mean.sqrt();
-                let what = format!("{} {algorithm:?} {channels} {upsample}", isa.name());
+                let what = format!(
+                    "{} {algorithm:?} {channels} {upsample} {stride}",
+                    isa.name()
+                );
                 println!("{what}: {error:.2e}, largest {largest:.2e}");
                 assert!(error <= bound, "{what}: {error:e} > {bound:e}");
                 assert!(largest <= 10.0 * bound, "{what}: largest {largest:e}");

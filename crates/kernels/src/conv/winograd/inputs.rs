@@ -79,10 +79,11 @@ impl<const M: usize> TransformInputs<'_, '_, M> {
     fn pixels(&self, tile: usize, channels: Range<usize>) -> [[*const f32; SIDE]; SIDE] {
         let conv = self.conv;
         let (image, oy, ox) = self.tiling.position(tile);
+        let parity = self.tiling.parity(self.chunk);
         let mut pixels = [[ZEROS.as_ptr(); SIDE]; SIDE];
         for (r, line) in pixels.iter_mut().enumerate().take(side(M)) {
             for (q, pixel) in line.iter_mut().enumerate().take(side(M)) {
-                if let Some(at) = conv.pixel(image, oy + r, ox + q) {
+                if let Some(at) = conv.tile_pixel(parity, image, oy + r, ox + q) {
                     *pixel = conv.x[at + channels.start..at + channels.end].as_ptr();
                 }
             }

@@ -1,4 +1,4 @@
-//! Winograd convolution: 3x3 (or folded to 2x2, see [`Phase`](super::window::Phase)), stride 1. Tiles of M x M outputs
+//! Winograd convolution: 3x3 with stride 1, or folded to 2x2 (see [`fold`](super::fold)). Tiles of M x M outputs
 //! are products over channels at each of the `side(M)`² places of the transformed tile.
 //!
 //! There are two ways to go, by what is used again more often (see [`Plan`]):
@@ -60,6 +60,7 @@ fn weights_held<const M: usize>(isa: Isa, conv: &Window<'_>, plan: &Plan<M>, par
             conv,
             cols,
             channels: plan.inputs.channels(i % plan.inputs.chunks),
+            parity: plan.inputs.parity(i % plan.inputs.chunks),
             chunk: plan.inputs.chunk,
             part,
         });

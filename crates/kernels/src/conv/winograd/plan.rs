@@ -31,9 +31,12 @@ pub(super) struct Tiling<const M: usize> {
     /// Most tiles of a group.
     pub group: usize,
     channels: usize,
-    /// Channels of a chunk but the last, and chunks.
+    /// Channels of a chunk but the last.
     pub chunk: usize,
+    /// Chunks, of all parities.
     pub chunks: usize,
+    /// Chunks of all channels.
+    whole: usize,
 }
 
 impl<const M: usize> Tiling<M> {
@@ -54,7 +57,21 @@ impl<const M: usize> Tiling<M> {
             channels,
             chunk,
             chunks: channels.div_ceil(chunk),
+            whole: channels.div_ceil(chunk),
         }
+    }
+
+    /// The same with so many inputs of the same channels after each other.
+    fn with_parities(self, parities: usize) -> Self {
+        Self {
+            chunks: self.whole * parities,
+            ..self
+        }
+    }
+
+    /// Which of the inputs a chunk belongs to.
+    pub(super) fn parity(&self, chunk: usize) -> usize {
+        chunk / self.whole
     }
 
     /// The same in groups of at most `most` tiles.
@@ -105,6 +122,7 @@ impl<const M: usize> Tiling<M> {
     }
 
     pub(super) fn channels(&self, chunk: usize) -> Range<usize> {
+        let chunk = chunk % self.whole;
         chunk * self.chunk..self.channels.min((chunk + 1) * self.chunk)
     }
 }
@@ -125,7 +143,8 @@ pub(super) struct Plan<const M: usize> {
 impl<const M: usize> Plan<M> {
     pub(super) fn new(isa: Isa, conv: &Window<'_>) -> Self {
         let (mr, nr) = isa.tile_size();
-        let inputs = Tiling::<M>::new(conv.batch, conv.out_size, conv.in_channels, 16);
+        let inputs = Tiling::<M>::new(conv.batch, conv.out_size, conv.in_channels, 16)
+            .with_parities(if conv.stride == 2 { 4 } else { 1 });
         let columns = conv.out_channels.div_ceil(nr);
         let all_weights = columns * inputs.chunks * weight_len::<M>(inputs.chunk, nr);
         let own = (TASK_INPUTS / inputs.tile_len() / mr).max(1) * mr;

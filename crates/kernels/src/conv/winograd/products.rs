@@ -54,6 +54,7 @@ impl<const M: usize> Job for Products<'_, '_, M> {
                         conv: self.conv,
                         cols: plan.cols(self.column),
                         channels: plan.inputs.channels(chunk),
+                        parity: plan.inputs.parity(chunk),
                         chunk: plan.inputs.chunk,
                         part: own.as_mut_slice(),
                     }

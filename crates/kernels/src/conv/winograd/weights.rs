@@ -7,8 +7,9 @@ use half::{bf16, f16};
 use super::plan::PAD;
 use super::transform::{SIDE, columns, row, side, square, weight_line};
 use crate::RhsData;
+use crate::conv::fold::Join;
 use crate::conv::prefetch;
-use crate::conv::window::{Join, Window};
+use crate::conv::window::Window;
 use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
 
 /// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
@@ -31,6 +32,8 @@ pub(super) struct TransformWeights<'a, 'b, const M: usize> {
     pub conv: &'a Window<'b>,
     pub cols: Range<usize>,
     pub channels: Range<usize>,
+    /// Of the inputs that they meet.
+    pub parity: usize,
     /// Channels of a whole chunk.
     pub chunk: usize,
     pub part: &'a mut [f32],
@@ -51,7 +54,7 @@ impl<const M: usize> Job for TransformWeights<'_, '_, M> {
 impl<const M: usize> TransformWeights<'_, '_, M> {
     #[inline(always)]
     fn transform<S: Simd, E: Element>(self, s: S, data: &[E]) {
-        let joins = self.conv.phase.map(|p| p.joins);
+        let joins = self.conv.joins(self.parity);
         let mut wide = [0.0f32; MAX_LANES * WIDE];
         let mut taps = [0.0f32; TURN * 9 * MAX_LANES];
         for lane in (0..S::NR).step_by(S::LANES) {
@@ -126,6 +129,26 @@ impl Ahead {
     }
 }
 
+/// The two that three become.
+macro_rules! joined {
+    ($join:expr, $g:expr, $zero:expr, |$a:ident, $b:ident| $add:expr) => {{
+        let [first, middle, last, ..] = $g;
+        match $join {
+            Join::First => {
+                let ($a, $b) = (first, middle);
+                ($add, last)
+            }
+            Join::Last => {
+                let ($a, $b) = (middle, last);
+                (first, $add)
+            }
+            Join::Ends => (first, last),
+            Join::MiddleFirst => (middle, $zero),
+            Join::MiddleLast => ($zero, middle),
+        }
+    }};
+}
+
 /// One channel's weights of `LANES` outputs.
 #[inline(always)]
 fn transform_channel<S: Simd, const M: usize>(
@@ -142,13 +165,8 @@ fn transform_channel<S: Simd, const M: usize>(
     });
     let g = match joins {
         Some((rows, across)) if M == 5 => {
-            let zero = s.zero();
-            let [a, b, c, ..] = g;
-            let (a, b) = match rows {
-                Join::First => (add_lines(s, a, b), c),
-                Join::Last => (a, add_lines(s, b, c)),
-            };
-            let rest = [zero; SIDE];
+            let (a, b) = joined!(rows, g, [s.zero(); SIDE], |a, b| add_lines(s, a, b));
+            let rest = [s.zero(); SIDE];
             [
                 join_places(s, a, across),
                 join_places(s, b, across),
@@ -187,13 +205,10 @@ fn add_lines<S: Simd>(s: S, a: [S::V; SIDE], b: [S::V; SIDE]) -> [S::V; SIDE] {
     ]
 }
 
-/// A line of 3 weights whose first or last two become one.
+/// A line of 3 weights that becomes one of 2.
 #[inline(always)]
 fn join_places<S: Simd>(s: S, g: [S::V; SIDE], join: Join) -> [S::V; SIDE] {
     let zero = s.zero();
-    let (a, b) = match join {
-        Join::First => (s.add(g[0], g[1]), g[2]),
-        Join::Last => (g[0], s.add(g[1], g[2])),
-    };
+    let (a, b) = joined!(join, g, zero, |a, b| s.add(a, b));
     [a, b, zero, zero, zero, zero]
 }
