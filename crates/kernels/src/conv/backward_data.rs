@@ -178,12 +178,16 @@ impl Pass<'_> {
             } else {
                 self.convolve(rows, columns, SharedOut::new(part));
             }
-            for (line, values) in part.chunks_exact(sw * channels).enumerate() {
+            let (part, out) = (&*part, SharedOut::new(dx));
+            for_each(self.shape.batch * sh, len > 1 << 16, |line| {
+                let values = &part[line * sw * channels..][..sw * channels];
                 let first = (line / sh * h + line % sh * stride + py) * w + px;
                 for (x, pixel) in values.chunks_exact(channels).enumerate() {
-                    dx[(first + x * stride) * channels..][..channels].copy_from_slice(pixel);
+                    // SAFETY: each line has its own pixels of `dx`.
+                    let out = unsafe { out.part((first + x * stride) * channels, channels) };
+                    out.copy_from_slice(pixel);
                 }
-            }
+            });
         }
     }
 

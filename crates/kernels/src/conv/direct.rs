@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::Window;
 use crate::gemm::driver::Product;
 use crate::gemm::pack::{KBlock, Lhs, MatLhs, Weights};
-use crate::gemm::params::A_STRIDE;
+use crate::gemm::params::{A_STRIDE, split};
+use crate::simd::Simd;
 use crate::{Isa, RhsLayout};
 
 pub(super) fn run(isa: Isa, conv: &Window<'_>) {
@@ -68,22 +69,47 @@ impl Lhs for Patches<'_, '_> {
     #[inline(always)]
     fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
         let conv = self.conv;
-        let (oh, ow) = conv.out_size;
         let len = block.channels.len();
         for (i, row) in rows.enumerate() {
-            let (line, ox) = (row / ow, row % ow);
-            let (b, oy) = (line / oh, line % oh);
+            let (image, oy, ox) = self.window(row);
             for (slot, tap) in block.taps.clone().enumerate() {
                 let (r, s) = (tap / conv.kernel.1, tap % conv.kernel.1);
-                let (y, x) = (oy * conv.stride + r, ox * conv.stride + s);
                 let dst = &mut panel[i * A_STRIDE + slot * len..][..len];
-                if let Some(pixel) = conv.pixel(b, y, x) {
+                if let Some(pixel) = conv.pixel(image, oy + r, ox + s) {
                     copy(&conv.x[pixel + block.channels.start..][..len], dst);
                 } else {
                     dst.fill(0.0);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, rows: Range<usize>, block: &KBlock, share: (usize, usize)) {
+        let conv = self.conv;
+        let part = split(rows.len(), share.1, share.0);
+        for row in rows.start + part.start..rows.start + part.end {
+            let (image, oy, ox) = self.window(row);
+            for tap in block.taps.clone() {
+                let (r, q) = (tap / conv.kernel.1, tap % conv.kernel.1);
+                if let Some(pixel) = conv.pixel(image, oy + r, ox + q) {
+                    for c in block.channels.clone().step_by(16) {
+                        s.prefetch(conv.x.as_ptr().wrapping_add(pixel + c));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Patches<'_, '_> {
+    /// Image, and row and column of the window's first place, of an output pixel.
+    #[inline(always)]
+    fn window(&self, row: usize) -> (usize, usize, usize) {
+        let (oh, ow) = self.conv.out_size;
+        let (line, x) = (row / ow, row % ow);
+        let stride = self.conv.stride;
+        (line / oh, line % oh * stride, x * stride)
     }
 }
 

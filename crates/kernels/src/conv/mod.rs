@@ -211,15 +211,3 @@ impl Conv2d<'_> {
 pub fn conv2d(conv: Conv2d<'_>) -> Result<(), KernelError> {
     conv.run(Isa::best())
 }
-
-/// Asks for a cache line ahead of its use.
-#[inline(always)]
-fn prefetch(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is harmless.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}

@@ -8,6 +8,8 @@ use crate::{Isa, RhsData};
 
 /// Input channels from which Winograd's filters pay.
 const MIN_CHANNELS: usize = 8;
+/// Output channels from which it pays to take apart the rows and columns of a convolution with step 2.
+const MIN_HALVED: usize = 128;
 /// Largest [`ConvAlgorithm::error_bound`] that is chosen without being asked for: a thousandth of a step of an image's
 /// 8 bits.
 const MAX_ERROR: f64 = 4e-6;
@@ -102,7 +104,11 @@ impl Window<'_> {
         let folded = if self.upsample { tiles(10) } else { tiles(5) };
         // Products a channel, and what preparing the weights costs in units of that (measured).
         let costs = [
-            (4 * (folded * 36 + 234), ConvAlgorithm::Folded, folds),
+            (
+                4 * (folded * 36 + 234),
+                ConvAlgorithm::Folded,
+                folds && (self.upsample || self.out_channels >= MIN_HALVED),
+            ),
             (
                 tiles(4) * 36 + 234,
                 ConvAlgorithm::Winograd4,

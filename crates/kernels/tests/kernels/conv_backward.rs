@@ -246,6 +246,51 @@ fn large(upsample: bool, stride: usize) -> Case {
     }
 }
 
+/// Root mean square error relative to the root mean square, as [`ConvAlgorithm::error_bound`] states it.
+fn error(got: &[f32], want: &[f32]) -> f64 {
+    let square = |v: f64| v * v;
+    let errors = got.iter().zip(want);
+    let errors = errors.map(|(&g, &w)| square(f64::from(g) - f64::from(w)));
+    let sizes = want.iter().map(|&w| square(f64::from(w)));
+    (errors.sum::<f64>() / sizes.sum::<f64>()).sqrt()
+}
+
+#[test]
+fn errors_are_as_the_forward_pass_documents() {
+    let case = Case {
+        batch: 2,
+        size: (24, 20),
+        channels: (64, 48),
+        ..large(false, 1)
+    };
+    let dy = noise(case.batch * case.out_pixels() * case.channels.1, 1);
+    let x = noise(case.x_len(), 2);
+    let weight = Stored::new(noise(64 * 48 * 9, 3), 0);
+    let mut want_dw = vec![0.0; 64 * 48 * 9];
+    reference::conv2d_backward_weight(case.weight(&x, &dy, &mut want_dw, None)).unwrap();
+    let mut want_dx = vec![0.0; case.x_len()];
+    let call = case.data(&dy, &weight, &mut want_dx, ConvAlgorithm::Direct);
+    reference::conv2d_backward_data(call).unwrap();
+    for algorithm in [
+        ConvAlgorithm::Direct,
+        ConvAlgorithm::Winograd2,
+        ConvAlgorithm::Winograd4,
+        ConvAlgorithm::Auto,
+    ] {
+        for isa in Isa::available() {
+            let (mut dw, mut dx) = (want_dw.clone(), want_dx.clone());
+            let call = case.weight(&x, &dy, &mut dw, None);
+            call.run_as(isa, algorithm).unwrap();
+            let call = case.data(&dy, &weight, &mut dx, algorithm);
+            call.run(isa).unwrap();
+            let errors = (error(&dw, &want_dw), error(&dx, &want_dx));
+            let what = format!("{} {algorithm:?} {errors:?}", isa.name());
+            println!("{what}");
+            assert!(errors.0.max(errors.1) <= algorithm.error_bound(), "{what}");
+        }
+    }
+}
+
 fn with_threads(threads: usize, f: impl FnOnce() + Send) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.unwrap().install(f);

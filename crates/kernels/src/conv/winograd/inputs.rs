@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::plan::Tiling;
 use super::tile::ROW;
 use super::transform::{SIDE, columns, input_line, row, side, square};
-use crate::conv::{Window, prefetch};
+use crate::conv::Window;
 use crate::gemm::driver::SharedOut;
 use crate::simd::{Job, Simd};
 
@@ -42,7 +42,7 @@ impl<const M: usize> Job for TransformInputs<'_, '_, M> {
                 let width = S::LANES.min(channels.len() - c);
                 for line in &next[..side(M)] {
                     for &pixel in &line[side(M) - M..side(M)] {
-                        prefetch(pixel.wrapping_add(c));
+                        s.prefetch(pixel.wrapping_add(c));
                     }
                 }
                 let d = square!(|r, q| if r < side(M) && q < side(M) {

@@ -7,7 +7,7 @@ use super::tile::{ROW, Tile};
 use super::transform::{columns, output_line, row, side, square};
 use super::weights::{Ahead, TransformWeights, place_len, weight_len};
 use crate::Activation;
-use crate::conv::{Window, prefetch};
+use crate::conv::Window;
 use crate::gemm::params::split;
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd, math};
@@ -107,10 +107,10 @@ impl<const M: usize> Products<'_, '_, M> {
                 let a = &inputs[(first + rows.start) * ROW..][..rows.len() * ROW];
                 let c = &mut products[rows.start * S::NR..][..rows.len() * S::NR];
                 if let Some(ahead) = &ahead {
-                    ahead.fetch(place * panels + panel, plan.inputs.places() * panels);
+                    ahead.fetch(s, place * panels + panel, plan.inputs.places() * panels);
                 }
                 if let Some(pixels) = &mut pixels {
-                    pixels.fetch(place * panels + panel + 1, plan.inputs.places() * panels);
+                    pixels.fetch(s, place * panels + panel + 1, plan.inputs.places() * panels);
                 }
                 // SAFETY: A holds as many rows of ROW >= k as the panel has tiles, at most MR; B holds k
                 // rows of NR; C as many rows of NR as A.
@@ -211,7 +211,7 @@ impl<'a, 'b, const M: usize> PixelsAhead<'a, 'b, M> {
 
     /// What is missing of the first `step` of `steps` parts.
     #[inline(always)]
-    fn fetch(&mut self, step: usize, steps: usize) {
+    fn fetch<S: Simd>(&mut self, s: S, step: usize, steps: usize) {
         let Products {
             conv, plan, tiles, ..
         } = self.products;
@@ -222,9 +222,9 @@ impl<'a, 'b, const M: usize> PixelsAhead<'a, 'b, M> {
             for pixel in 0..M {
                 let at = (first + pixel * right) * conv.out_channels + self.cols.start;
                 for c in (0..self.cols.len()).step_by(16) {
-                    prefetch(conv.out.start().wrapping_add(at + c));
+                    s.prefetch(conv.out.start().wrapping_add(at + c));
                     if let Some((residual, _)) = conv.finish.residual {
-                        prefetch(residual.as_ptr().wrapping_add(at + c));
+                        s.prefetch(residual.as_ptr().wrapping_add(at + c));
                     }
                 }
             }

@@ -1,7 +1,6 @@
 //! The matrix tile of one place: as the general one, with rows of a length of its own. It fetches the next panel's
 //! rows into L1 while it computes: rows are short and many, which the CPU does not see coming.
 
-use crate::conv::prefetch;
 use crate::simd::Simd;
 
 /// Distance of the rows of transformed inputs, and the most channels of a chunk.
@@ -61,7 +60,7 @@ impl Tile {
             // SAFETY: `a` and `b` have moved p < k steps; offsets are within a column of A, a row of B.
             unsafe {
                 if !TURNED {
-                    prefetch(next);
+                    s.prefetch(next);
                 }
                 let mut columns = [s.zero(); V];
                 for (v, column) in columns.iter_mut().enumerate() {

@@ -8,7 +8,6 @@ use super::plan::PAD;
 use super::transform::{SIDE, columns, row, side, square, weight_line};
 use crate::RhsData;
 use crate::conv::fold::Join;
-use crate::conv::prefetch;
 use crate::conv::window::Window;
 use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
 
@@ -115,12 +114,12 @@ impl Ahead {
 
     /// Part `step` of `steps`.
     #[inline(always)]
-    pub(super) fn fetch(&self, step: usize, steps: usize) {
+    pub(super) fn fetch<S: Simd>(&self, s: S, step: usize, steps: usize) {
         let total = self.rows * self.lines;
         let (from, to) = (total * step / steps, total * (step + 1) / steps);
         let (mut row, mut line) = (from / self.lines, from % self.lines);
         for _ in from..to {
-            prefetch(self.start.wrapping_add(row * self.pitch + line * 64).cast());
+            s.prefetch(self.start.wrapping_add(row * self.pitch + line * 64).cast());
             line += 1;
             if line == self.lines {
                 (row, line) = (row + 1, 0);
