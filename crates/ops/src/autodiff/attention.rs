@@ -1,13 +1,13 @@
 //! Attention: the probabilities of a head are computed again in the backward pass.
 
-use aquatint_kernels::{self as kernels, Buffer, MatRef, Rhs, RhsData};
+use aquatint_kernels::{self as kernels, Buffer, MatRef, Rhs, RhsData, RhsLayout};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::record::{Entry, Rule, Saved, primitive};
-use super::values::{product, sum, values, wrap};
+use super::values::{product, product_into, sum, values, wrap};
 use crate::flex::{self, done};
 use crate::fused::AttentionMask;
 
@@ -88,52 +88,85 @@ struct Head<'a> {
     sizes: [usize; 4],
 }
 
-impl Head<'_> {
+/// Queries of a block: its scores stay in cache, and many queries take no more memory.
+const QUERIES: usize = 128;
+
+impl<'a> Head<'a> {
     /// Of q, k and v, without gaps.
     fn gradients(&self) -> [Buffer; 3] {
         let [n, m, d, c] = self.sizes;
-        let scale = 1.0 / (d as f32).sqrt();
-        let of_rows = |data| Rhs {
-            row_stride: c,
-            ..Rhs::weight(RhsData::F32(data), d)
-        };
-        let p = self.probabilities(scale);
-        // dS = P (dP - sum(P dP)), in the place of dP.
-        let mut ds = product(MatRef::new(self.dy, c), of_rows(self.v), [n, m, d]);
+        let mut dq = Buffer::new(n * d);
+        let (mut dk, mut dv) = (Buffer::zeroed(m * d), Buffer::zeroed(m * d));
+        for (block, dq) in dq.chunks_mut(QUERIES * d).enumerate() {
+            let first = block * QUERIES;
+            let rows = dq.len() / d;
+            let (q, dy) = (&self.q[first * c..], &self.dy[first * c..]);
+            let p = self.probabilities(q, first, rows);
+            let ds = self.score_gradients(dy, &p, rows);
+            let k = self.rows(self.k, RhsLayout::RowsAreInner);
+            product_into(dq, MatRef::new(&ds, m), k, [rows, d, m], None);
+            // The sums so far are the residual of the next block's.
+            for (sum, left, right) in [(&mut dk, &ds, q), (&mut dv, &p, dy)] {
+                let right = self.rows(right, RhsLayout::RowsAreInner);
+                let mut next = Buffer::new(m * d);
+                let left = MatRef::transposed(left, m);
+                product_into(&mut next, left, right, [m, d, rows], Some(sum));
+                *sum = next;
+            }
+        }
+        [dq, dk, dv]
+    }
+
+    fn rows(&self, data: &'a [f32], layout: RhsLayout) -> Rhs<'a> {
+        Rhs {
+            data: RhsData::F32(data),
+            layout,
+            row_stride: self.sizes[3],
+            batch_stride: 0,
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.sizes[2] as f32).sqrt()
+    }
+
+    /// Of `rows` queries, from number `first` on.
+    fn probabilities(&self, q: &[f32], first: usize, rows: usize) -> Buffer {
+        let [_, m, d, c] = self.sizes;
+        let keys = self.rows(self.k, RhsLayout::RowsAreOutputs);
+        let mut p = product(MatRef::new(q, c), keys, [rows, m, d]);
+        let scale = self.scale();
+        match self.mask {
+            Some(mask) => {
+                let mask = &mask[first * m..];
+                p.iter_mut()
+                    .zip(mask)
+                    .for_each(|(s, mask)| *s = *s * scale + mask);
+            }
+            None => p.iter_mut().for_each(|s| *s *= scale),
+        }
+        if self.causal {
+            for (i, row) in p.chunks_exact_mut(m).enumerate() {
+                row[(first + i + 1).min(m)..].fill(f32::NEG_INFINITY);
+            }
+        }
+        done(kernels::softmax_rows(&mut p, m));
+        p
+    }
+
+    /// `dS = P (dP - sum(P dP))`, times the scale.
+    fn score_gradients(&self, dy: &[f32], p: &[f32], rows: usize) -> Buffer {
+        let [_, m, d, c] = self.sizes;
+        let values = self.rows(self.v, RhsLayout::RowsAreOutputs);
+        let mut ds = product(MatRef::new(dy, c), values, [rows, m, d]);
+        let scale = self.scale();
         for (ds, p) in ds.chunks_exact_mut(m).zip(p.chunks_exact(m)) {
             let sum = sum(ds, p, |a, b| a * b);
             for (ds, p) in ds.iter_mut().zip(p) {
                 *ds = p * (*ds - sum) * scale;
             }
         }
-        let inner = |data| Rhs {
-            row_stride: c,
-            ..Rhs::inner(RhsData::F32(data), d)
-        };
-        let dq = product(MatRef::new(&ds, m), inner(self.k), [n, d, m]);
-        let dk = product(MatRef::transposed(&ds, m), inner(self.q), [m, d, n]);
-        let dv = product(MatRef::transposed(&p, m), inner(self.dy), [m, d, n]);
-        [dq, dk, dv]
-    }
-
-    fn probabilities(&self, scale: f32) -> Buffer {
-        let [n, m, d, c] = self.sizes;
-        let keys = Rhs {
-            row_stride: c,
-            ..Rhs::weight(RhsData::F32(self.k), d)
-        };
-        let mut p = product(MatRef::new(self.q, c), keys, [n, m, d]);
-        p.iter_mut().for_each(|s| *s *= scale);
-        if let Some(mask) = self.mask {
-            p.iter_mut().zip(mask).for_each(|(s, mask)| *s += mask);
-        }
-        if self.causal {
-            for (i, row) in p.chunks_exact_mut(m).enumerate() {
-                row[(i + 1).min(m)..].fill(f32::NEG_INFINITY);
-            }
-        }
-        done(kernels::softmax_rows(&mut p, m));
-        p
+        ds
     }
 }
 

@@ -52,8 +52,20 @@ pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
 }
 
 /// The product of two matrices, `[rows, inner]` and `[inner, columns]`.
-pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, [rows, columns, inner]: [usize; 3]) -> Buffer {
-    let mut out = Buffer::new(rows * columns);
+pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, sizes: [usize; 3]) -> Buffer {
+    let mut out = Buffer::new(sizes[0] * sizes[1]);
+    product_into(&mut out, a, b, sizes, None);
+    out
+}
+
+/// [`product`], and `added`, to `out`.
+pub(super) fn product_into(
+    out: &mut [f32],
+    a: MatRef<'_>,
+    b: Rhs<'_>,
+    [rows, columns, inner]: [usize; 3],
+    added: Option<&[f32]>,
+) {
     done(kernels::gemm(kernels::Gemm {
         batch: 1,
         m: rows,
@@ -61,10 +73,12 @@ pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, [rows, columns, inner]: [usize;
         k: inner,
         a,
         b,
-        c: MatMut::new(&mut out, rows, columns),
-        epilogue: kernels::Epilogue::default(),
+        c: MatMut::new(out, rows, columns),
+        epilogue: kernels::Epilogue {
+            residual: added.map(|added| MatRef::new(added, columns)),
+            ..kernels::Epilogue::default()
+        },
     }));
-    out
 }
 
 /// The sum of `f(a, b)`, in lanes.

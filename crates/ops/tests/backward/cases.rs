@@ -11,8 +11,8 @@ pub enum Path {
     Reference,
 }
 
-type Run = Box<dyn Fn(&[Tensor<1>], Path) -> Tensor<1>>;
-type Exact = Box<dyn Fn(&[Vec<f64>]) -> Vec<f64>>;
+type Run = Box<dyn Fn(&[Tensor<1>], Path) -> Tensor<1> + Send + Sync>;
+type Exact = Box<dyn Fn(&[Vec<f64>]) -> Vec<f64> + Send + Sync>;
 
 pub struct Case {
     pub name: &'static str,

@@ -88,3 +88,20 @@ fn an_operand_that_wants_none_gets_none_and_changes_no_other() {
         }
     }
 }
+
+#[test]
+fn gradients_do_not_depend_on_the_threads() {
+    let device = Device::flex().autodiff();
+    let with = |threads: usize, case: &super::cases::Case| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let all = vec![true; case.shapes.len()];
+        let run = || run(case, &device, Path::Fused, &all).gradients;
+        pool.expect("a pool of threads").install(run)
+    };
+    for case in large() {
+        let one = with(1, &case);
+        for threads in [1, 2, 3] {
+            assert!(one == with(threads, &case), "{} on {threads}", case.name);
+        }
+    }
+}
