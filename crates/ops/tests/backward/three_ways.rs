@@ -75,16 +75,16 @@ fn large_cases_equal_burns_autodiff_through_the_reference() {
 
 #[test]
 fn an_operand_that_wants_none_gets_none_and_changes_no_other() {
-    let device = Device::flex().autodiff();
-    for case in small() {
-        let all = run(&case, &device, Path::Fused, &vec![true; case.shapes.len()]);
+    for (case, (mode, device)) in small().iter().flat_map(|c| devices().map(|d| (c, d))) {
+        let what = format!("{} {mode}", case.name);
+        let all = run(case, &device, Path::Fused, &vec![true; case.shapes.len()]);
         for only in 0..case.shapes.len() {
             let wanted: Vec<bool> = (0..case.shapes.len()).map(|i| i == only).collect();
-            let found = run(&case, &device, Path::Fused, &wanted);
+            let found = run(case, &device, Path::Fused, &wanted);
             for (i, gradient) in found.gradients.iter().enumerate() {
-                assert_eq!(gradient.is_some(), i == only, "{}", case.name);
+                assert_eq!(gradient.is_some(), i == only, "{what}");
             }
-            assert_eq!(found.gradients[only], all.gradients[only], "{}", case.name);
+            assert_eq!(found.gradients[only], all.gradients[only], "{what}");
         }
     }
 }
