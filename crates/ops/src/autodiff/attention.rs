@@ -25,7 +25,7 @@ impl Rule<3> for Attention {
     fn gradients(
         self,
         dy: FlexTensor,
-        _: [bool; 3],
+        wanted: [bool; 3],
         saved: &mut Checkpointer,
     ) -> [Option<FlexTensor>; 3] {
         let [batch, n, m, heads, d] = self.sizes;
@@ -46,7 +46,7 @@ impl Rule<3> for Attention {
             AttentionMask::Additive(mask) => Some(values(primitive(mask))),
             _ => None,
         };
-        let parts: Vec<[Buffer; 3]> = (0..batch * heads)
+        let parts: Vec<[Option<Buffer>; 3]> = (0..batch * heads)
             .into_par_iter()
             .map(|i| {
                 let at = |tokens: usize| i / heads * tokens * c + i % heads * d;
@@ -59,14 +59,14 @@ impl Rule<3> for Attention {
                     causal,
                     sizes: [n, m, d, c],
                 };
-                head.gradients()
+                head.gradients(wanted)
             })
             .collect();
         let joined = |which: usize, tokens: usize| {
             let mut out = Buffer::new(batch * tokens * c);
             for (i, part) in parts.iter().enumerate() {
                 let rows = out.chunks_exact_mut(c).skip(i / heads * tokens);
-                for (to, from) in rows.zip(part[which].chunks_exact(d)) {
+                for (to, from) in rows.zip(part[which].as_ref()?.chunks_exact(d)) {
                     to[i % heads * d..][..d].copy_from_slice(from);
                 }
             }
@@ -92,29 +92,44 @@ struct Head<'a> {
 const QUERIES: usize = 128;
 
 impl<'a> Head<'a> {
-    /// Of q, k and v, without gaps.
-    fn gradients(&self) -> [Buffer; 3] {
+    /// Of those of q, k and v that are wanted, without gaps.
+    fn gradients(&self, [wants_q, wants_k, wants_v]: [bool; 3]) -> [Option<Buffer>; 3] {
         let [n, m, d, c] = self.sizes;
-        let mut dq = Buffer::new(n * d);
-        let (mut dk, mut dv) = (Buffer::zeroed(m * d), Buffer::zeroed(m * d));
-        for (block, dq) in dq.chunks_mut(QUERIES * d).enumerate() {
-            let first = block * QUERIES;
-            let rows = dq.len() / d;
+        let mut dq = wants_q.then(|| Buffer::new(n * d));
+        let mut dk = wants_k.then(|| Buffer::zeroed(m * d));
+        let mut dv = wants_v.then(|| Buffer::zeroed(m * d));
+        for first in (0..n).step_by(QUERIES) {
+            let rows = QUERIES.min(n - first);
             let (q, dy) = (&self.q[first * c..], &self.dy[first * c..]);
             let p = self.probabilities(q, first, rows);
+            if let Some(sum) = &mut dv {
+                self.add_columns(sum, &p, dy, rows);
+            }
+            if !wants_q && !wants_k {
+                continue;
+            }
             let ds = self.score_gradients(dy, &p, rows);
-            let k = self.rows(self.k, RhsLayout::RowsAreInner);
-            product_into(dq, MatRef::new(&ds, m), k, [rows, d, m], None);
-            // The sums so far are the residual of the next block's.
-            for (sum, left, right) in [(&mut dk, &ds, q), (&mut dv, &p, dy)] {
-                let right = self.rows(right, RhsLayout::RowsAreInner);
-                let mut next = Buffer::new(m * d);
-                let left = MatRef::transposed(left, m);
-                product_into(&mut next, left, right, [m, d, rows], Some(sum));
-                *sum = next;
+            if let Some(sum) = &mut dk {
+                self.add_columns(sum, &ds, q, rows);
+            }
+            if let Some(dq) = &mut dq {
+                let dq = &mut dq[first * d..][..rows * d];
+                let k = self.rows(self.k, RhsLayout::RowsAreInner);
+                product_into(dq, MatRef::new(&ds, m), k, [rows, d, m], None);
             }
         }
         [dq, dk, dv]
+    }
+
+    /// `sum += left^T right`, for `left` with a row a query and a column a key. The sum so far is
+    /// the residual of the next product.
+    fn add_columns(&self, sum: &mut Buffer, left: &[f32], right: &'a [f32], rows: usize) {
+        let [_, m, d, _] = self.sizes;
+        let right = self.rows(right, RhsLayout::RowsAreInner);
+        let mut next = Buffer::new(m * d);
+        let left = MatRef::transposed(left, m);
+        product_into(&mut next, left, right, [m, d, rows], Some(sum));
+        *sum = next;
     }
 
     fn rows(&self, data: &'a [f32], layout: RhsLayout) -> Rhs<'a> {
