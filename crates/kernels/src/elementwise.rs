@@ -32,6 +32,7 @@ impl Activation {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         match self {
             Self::None => x,
+            Self::Relu => x.max(0.0),
             Self::Silu => x * sigmoid(x),
             Self::Gelu => 0.5 * x * crate::reference::erfc(-x / std::f64::consts::SQRT_2),
             Self::GeluTanh => {

@@ -12,6 +12,7 @@
 
 mod arena;
 mod attention;
+pub mod blocks;
 pub mod buffer;
 mod conv;
 mod elementwise;
@@ -26,6 +27,7 @@ mod simd;
 mod threads;
 
 pub use attention::{Attention, HeadsRef, Mask, attention};
+pub use blocks::BlockFormat;
 pub use buffer::Buffer;
 pub use conv::{
     Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm, Padding, conv2d,

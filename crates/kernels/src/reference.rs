@@ -16,7 +16,8 @@ pub fn gemm(g: Gemm<'_>) -> Result<(), KernelError> {
     g.check()?;
     for b in 0..g.batch {
         for i in 0..g.m {
-            for j in 0..g.n {
+            // One output of the right-hand side, with its bias.
+            let output = |j: usize| {
                 let sum: f64 = (0..g.k)
                     .map(|p| {
                         let rhs = match g.b.layout {
@@ -28,11 +29,23 @@ pub fn gemm(g: Gemm<'_>) -> Result<(), KernelError> {
                         f64::from(lhs) * f64::from(g.b.data.get(b * g.b.batch_stride + rhs))
                     })
                     .sum();
-                let bias = g.epilogue.bias.map_or(0.0, |bias| f64::from(bias[j]));
+                let group = (b * g.m + i)
+                    .checked_div(g.epilogue.rows_per_bias)
+                    .unwrap_or(0);
+                let at = group * g.epilogue.outputs(g.n) + j;
+                sum + g.epilogue.bias.map_or(0.0, |bias| f64::from(bias[at]))
+            };
+            for j in 0..g.n {
                 let residual = g.epilogue.residual.map_or(0.0, |r| {
                     f64::from(r.data[b * r.batch_stride + i * r.row_stride + j])
                 });
-                let value = g.epilogue.activation.apply(sum + bias) + residual;
+                let activation = g.epilogue.activation;
+                let value = if g.epilogue.gated {
+                    output(j) * activation.apply(output(g.n + j))
+                } else {
+                    activation.apply(output(j))
+                };
+                let value = value + residual;
                 let at = if b > 0 { b * g.c.batch_stride } else { 0 };
                 g.c.data[at + i * g.c.row_stride + j] = value as f32;
             }

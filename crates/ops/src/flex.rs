@@ -133,6 +133,7 @@ pub(crate) fn linear<const D: usize>(
             bias: bias.as_ref().map(Operand::values),
             activation: epilogue.activation,
             residual: residual.as_ref().map(|r| MatRef::new(r.values(), n)),
+            ..Default::default()
         },
     }));
     Some(wrap(out, shape))

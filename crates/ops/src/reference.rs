@@ -128,6 +128,7 @@ pub fn layer_norm<const D: usize>(
 pub fn activate<const D: usize>(x: Tensor<D>, kind: Activation) -> Tensor<D> {
     match kind {
         Activation::None => x,
+        Activation::Relu => activation::relu(x),
         Activation::Silu => activation::silu(x),
         Activation::Gelu => activation::gelu(x),
         Activation::GeluTanh => activation::gelu_approximate(x),

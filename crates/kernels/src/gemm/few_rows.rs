@@ -1,14 +1,13 @@
 //! Products of few rows with a PyTorch weight: dot products straight from the weight's rows, no packing.
 
-use half::{bf16, f16};
-
 use super::RhsData;
 use super::driver::{SharedOut, for_each};
 use super::finish::Finish;
 use super::pack::{MatLhs, Weights};
 use super::params::{SERIAL_WORK, TASKS_PER_THREAD, split};
 use crate::Isa;
-use crate::simd::{Element, Job, Simd};
+use crate::scratch::Scratch;
+use crate::simd::{Element, Job, Simd, Source, with_source};
 
 /// `1 <= m <= FEW_ROWS`; the weight has one tap and rows of outputs.
 pub(crate) struct FewRows<'a> {
@@ -50,10 +49,13 @@ impl Job for Columns<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let of = self.of;
+        let offset = of.weights.offset;
         match of.weights.data {
-            RhsData::F32(d) => self.rows(s, &d[of.weights.offset..]),
-            RhsData::F16(d) => self.rows::<S, f16>(s, &d[of.weights.offset..]),
-            RhsData::BF16(d) => self.rows::<S, bf16>(s, &d[of.weights.offset..]),
+            RhsData::F32(d) => self.rows(s, &d[offset..]),
+            RhsData::F16(d) => self.rows(s, &d[offset..]),
+            RhsData::BF16(d) => self.rows(s, &d[offset..]),
+            RhsData::F8E4M3(d) => self.rows(s, &d[offset..]),
+            data @ RhsData::Blocks(..) => self.blocks(s, data),
         }
         for row in 0..of.m {
             // SAFETY: these columns are this task's alone.
@@ -67,27 +69,54 @@ impl Job for Columns<'_, '_> {
 }
 
 impl Columns<'_, '_> {
+    /// Blocks are widened a row of the weight at a time.
     #[inline(always)]
-    fn rows<S: Simd, E: Element>(&self, s: S, data: &[E]) {
-        // (rows, vectors of the inner dimension at once): enough independent sums to hide the latency.
-        match self.of.m {
-            1 => self.columns::<S, E, 1, 8>(s, data),
-            2 => self.columns::<S, E, 2, 4>(s, data),
-            3 => self.columns::<S, E, 3, 4>(s, data),
-            4 => self.columns::<S, E, 4, 2>(s, data),
-            5 => self.columns::<S, E, 5, 2>(s, data),
-            6 => self.columns::<S, E, 6, 2>(s, data),
-            7 => self.columns::<S, E, 7, 2>(s, data),
-            _ => self.columns::<S, E, 8, 1>(s, data),
+    fn blocks<S: Simd>(&self, s: S, data: RhsData<'_>) {
+        let of = self.of;
+        let mut wide = Scratch::new(of.k);
+        for col in self.cols.clone() {
+            let at = of.weights.offset + col * of.weights.row_stride;
+            with_source!(data, |d| d.widen(s, at, wide.as_mut_slice()));
+            let one = Self {
+                of,
+                cols: col..col + 1,
+            };
+            one.rows_at(s, wide.as_slice(), 0);
         }
     }
 
     #[inline(always)]
-    fn columns<S: Simd, E: Element, const M: usize, const U: usize>(&self, s: S, data: &[E]) {
+    fn rows<S: Simd, E: Element>(&self, s: S, data: &[E]) {
+        self.rows_at(s, data, self.of.weights.row_stride);
+    }
+
+    /// `data` has the weight's row of output `col` at `col * stride`.
+    #[inline(always)]
+    fn rows_at<S: Simd, E: Element>(&self, s: S, data: &[E], stride: usize) {
+        // (rows, vectors of the inner dimension at once): enough independent sums to hide the latency.
+        match self.of.m {
+            1 => self.columns::<S, E, 1, 8>(s, data, stride),
+            2 => self.columns::<S, E, 2, 4>(s, data, stride),
+            3 => self.columns::<S, E, 3, 4>(s, data, stride),
+            4 => self.columns::<S, E, 4, 2>(s, data, stride),
+            5 => self.columns::<S, E, 5, 2>(s, data, stride),
+            6 => self.columns::<S, E, 6, 2>(s, data, stride),
+            7 => self.columns::<S, E, 7, 2>(s, data, stride),
+            _ => self.columns::<S, E, 8, 1>(s, data, stride),
+        }
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, E: Element, const M: usize, const U: usize>(
+        &self,
+        s: S,
+        data: &[E],
+        stride: usize,
+    ) {
         let of = self.of;
         let rows: [&[f32]; M] = std::array::from_fn(|i| &of.lhs.data[i * of.lhs.stride..][..of.k]);
         for col in self.cols.clone() {
-            let weight = &data[col * of.weights.row_stride..][..of.k];
+            let weight = &data[col * stride..][..of.k];
             let dots = dot::<S, E, M, U>(s, rows, weight);
             for (row, dot) in dots.into_iter().enumerate() {
                 // SAFETY: this column is this task's alone.

@@ -3,12 +3,14 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::Isa;
-use crate::error::{KernelError, at_least, exactly, extent};
+use crate::blocks::Decode;
+use crate::error::{KernelError, at_least, exactly, extent, product};
+use crate::{BlockFormat, Isa};
 
 pub(crate) mod driver;
 mod few_rows;
 pub(crate) mod finish;
+mod gated;
 pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod tile;
@@ -16,7 +18,8 @@ pub(crate) mod tile;
 use driver::{Product, SharedOut};
 use few_rows::FewRows;
 use finish::Finish;
-use pack::{MatLhs, TransposedLhs, Weights};
+use gated::Gated;
+use pack::{Lhs, MatLhs, TransposedLhs, Weights};
 
 /// A batch of row-major `f32` matrices: element `(b, i, j)` is `data[b * batch_stride + i * row_stride + j]`, or
 /// `data[b * batch_stride + j * row_stride + i]` when transposed.
@@ -93,6 +96,10 @@ pub enum RhsData<'a> {
     F16(&'a [f16]),
     /// bfloat16.
     BF16(&'a [bf16]),
+    /// 8-bit floats as `torch.float8_e4m3fn`: no infinities, 0x7f and 0xff are NaN.
+    F8E4M3(&'a [u8]),
+    /// Whole blocks of quantised numbers; strides and lengths count numbers, not bytes.
+    Blocks(BlockFormat, &'a [u8]),
 }
 
 impl RhsData<'_> {
@@ -102,6 +109,8 @@ impl RhsData<'_> {
             Self::F32(d) => d.len(),
             Self::F16(d) => d.len(),
             Self::BF16(d) => d.len(),
+            Self::F8E4M3(d) => d.len(),
+            Self::Blocks(format, d) => d.len() / format.block_bytes() * format.block_len(),
         }
     }
 
@@ -116,6 +125,24 @@ impl RhsData<'_> {
             Self::F32(d) => d[i],
             Self::F16(d) => d[i].to_f32(),
             Self::BF16(d) => d[i].to_f32(),
+            Self::F8E4M3(d) => crate::blocks::decode_f8_e4m3(d[i]),
+            Self::Blocks(..) => {
+                let mut out = [0.0];
+                Isa::best().run(Decode {
+                    data: *self,
+                    at: i,
+                    out: &mut out,
+                });
+                out[0]
+            }
+        }
+    }
+
+    /// Whether blocks are whole.
+    pub(crate) fn check(&self) -> Result<(), KernelError> {
+        match self {
+            Self::Blocks(format, d) => format.check(d.len()),
+            _ => Ok(()),
         }
     }
 }
@@ -178,6 +205,8 @@ pub enum Activation {
     /// `x`
     #[default]
     None,
+    /// `max(x, 0)`
+    Relu,
     /// `x * sigmoid(x)`
     Silu,
     /// `x * (1 + erf(x / sqrt 2)) / 2`
@@ -191,12 +220,25 @@ pub enum Activation {
 /// What happens to a product before it is stored.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Added to every row, `[n]`.
+    /// Added to the rows: one bias `[n]`, or one for each [`rows_per_bias`](Self::rows_per_bias) rows. As wide as the
+    /// right-hand side, so `2 n` when [`gated`](Self::gated).
     pub bias: Option<&'a [f32]>,
+    /// How many rows share a bias, counted through the batch; 0 when all do.
+    pub rows_per_bias: usize,
     /// Applied after the bias.
     pub activation: Activation,
+    /// The right-hand side has `2 n` outputs, first values, then gates, and `C = value * activation(gate)`: with GELU
+    /// the GEGLU of diffusers, with SiLU SwiGLU. The product `2 n` wide is never stored.
+    pub gated: bool,
     /// Added last; shape of the output.
     pub residual: Option<MatRef<'a>>,
+}
+
+impl Epilogue<'_> {
+    /// Outputs of the right-hand side for `n` columns of the output.
+    pub fn outputs(&self, n: usize) -> usize {
+        if self.gated { n.saturating_mul(2) } else { n }
+    }
 }
 
 /// One batch of products `C[m, n] = activation(A[m, k] * B + bias) + residual`.
@@ -263,9 +305,11 @@ impl Gemm<'_> {
             a.data.len(),
             extent(&[(batch, a.batch_stride), (rows, a.row_stride), (cols, 1)]),
         )?;
+        b.data.check()?;
+        let outputs = epilogue.outputs(n);
         let (rows, cols) = match b.layout {
-            RhsLayout::RowsAreOutputs => (n, k),
-            RhsLayout::RowsAreInner => (k, n),
+            RhsLayout::RowsAreOutputs => (outputs, k),
+            RhsLayout::RowsAreInner => (k, outputs),
         };
         at_least(
             "b",
@@ -273,7 +317,20 @@ impl Gemm<'_> {
             extent(&[(batch, b.batch_stride), (rows, b.row_stride), (cols, 1)]),
         )?;
         if let Some(bias) = epilogue.bias {
-            exactly("bias", bias.len(), n)?;
+            let per_bias = epilogue.rows_per_bias;
+            let groups = match per_bias {
+                0 => 1,
+                rows => m.saturating_mul(batch).div_ceil(rows),
+            };
+            exactly("bias", bias.len(), product(&[groups, outputs]))?;
+            // A matrix is to begin with a group, or to lie in one.
+            if batch > 1 && per_bias > 0 && m % per_bias != 0 && per_bias % m != 0 {
+                return Err(KernelError::Size {
+                    what: "rows per bias",
+                    expected: "divide the rows of a matrix of the batch, or be a multiple of them",
+                    found: per_bias,
+                });
+            }
         }
         if let Some(r) = epilogue.residual {
             if r.transposed {
@@ -354,10 +411,16 @@ impl Gemm<'_> {
             row_stride: b.row_stride,
             taps: 1,
         };
+        let outputs = epilogue.outputs(n);
+        let first_bias = (batch * m).checked_div(epilogue.rows_per_bias).unwrap_or(0);
         let finish = Finish {
-            bias: epilogue.bias,
-            rows_per_bias: usize::MAX,
-            n,
+            bias: epilogue.bias.map(|bias| &bias[first_bias * outputs..]),
+            rows_per_bias: match epilogue.rows_per_bias {
+                0 => usize::MAX,
+                rows if batch > 0 && rows > m => usize::MAX,
+                rows => rows,
+            },
+            n: outputs,
             activation: epilogue.activation,
             residual: epilogue
                 .residual
@@ -367,47 +430,57 @@ impl Gemm<'_> {
         // SAFETY: `check` has shown that matrix `batch` lies inside C; matrices do not overlap.
         let out = unsafe { out.from(at) };
         let out_stride = c.row_stride;
+        let few = m <= params::FEW_ROWS && k > 0 && b.layout == RhsLayout::RowsAreOutputs;
         if a.transposed {
             let lhs = TransposedLhs {
                 data,
                 stride,
                 mr: isa.tile_size().0,
             };
-            Product {
+            self.product(isa, lhs, weights, (out, out_stride), finish);
+        } else if few {
+            let rows = FewRows {
                 m,
-                n,
-                channels: k,
-                lhs,
-                weights,
-                out,
-                out_stride,
-                finish,
-            }
-            .run(isa);
-        } else if m <= params::FEW_ROWS && k > 0 && b.layout == RhsLayout::RowsAreOutputs {
-            FewRows {
-                m,
-                n,
+                n: outputs,
                 k,
                 lhs,
                 weights,
                 out,
                 out_stride,
                 finish,
+            };
+            if epilogue.gated {
+                gated::few_rows(isa, rows);
+            } else {
+                rows.run(isa);
             }
-            .run(isa);
         } else {
-            Product {
-                m,
-                n,
-                channels: k,
-                lhs,
-                weights,
-                out,
-                out_stride,
-                finish,
-            }
-            .run(isa);
+            self.product(isa, lhs, weights, (out, out_stride), finish);
+        }
+    }
+
+    fn product<L: Lhs>(
+        &self,
+        isa: Isa,
+        lhs: L,
+        weights: Weights<'_>,
+        (out, out_stride): (SharedOut, usize),
+        finish: Finish<'_>,
+    ) {
+        let product = Product {
+            m: self.m,
+            n: self.n,
+            channels: self.k,
+            lhs,
+            weights,
+            out,
+            out_stride,
+            finish,
+        };
+        if self.epilogue.gated {
+            Gated { product }.run(isa);
+        } else {
+            product.run(isa);
         }
     }
 }

@@ -2,13 +2,11 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::params::{A_STRIDE, LINE, split};
 use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
-use crate::simd::{Element, Simd, widen_slice};
+use crate::simd::{MAX_LANES, Simd, Source, with_source};
 
 /// A block of the inner dimension, which runs over `taps` (places of a convolution's window) and channels.
 /// Packed order is taps outside, channels inside. Holds either all taps of some channels or some taps of one
@@ -104,6 +102,10 @@ impl Lhs for TransposedLhs<'_> {
     }
 }
 
+/// Numbers of LANES rows of a weight that are widened at once; the stride keeps rows out of each other's cache sets.
+const WIDE: usize = 128;
+const WIDE_STRIDE: usize = WIDE + 16;
+
 /// The right-hand side: `n` outputs over `taps * channels` inputs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weights<'a> {
@@ -127,22 +129,14 @@ impl Weights<'_> {
         width: usize,
         dst: &mut [f32],
     ) {
-        match self.data {
-            RhsData::F32(d) => self.pack_as(s, &d[self.offset..], cols, block, width, dst),
-            RhsData::F16(d) => {
-                self.pack_as::<S, f16>(s, &d[self.offset..], cols, block, width, dst)
-            }
-            RhsData::BF16(d) => {
-                self.pack_as::<S, bf16>(s, &d[self.offset..], cols, block, width, dst)
-            }
-        }
+        with_source!(self.data, |d| self.pack_as(s, d, cols, block, width, dst))
     }
 
     #[inline(always)]
-    fn pack_as<S: Simd, E: Element>(
+    fn pack_as<S: Simd>(
         &self,
         s: S,
-        data: &[E],
+        data: impl Source,
         cols: Range<usize>,
         block: &KBlock,
         width: usize,
@@ -151,34 +145,102 @@ impl Weights<'_> {
         match self.layout {
             RhsLayout::RowsAreInner => {
                 for (p, row) in block.channels.clone().zip(dst.chunks_exact_mut(width)) {
-                    let source = &data[p * self.row_stride + cols.start..][..cols.len()];
+                    let at = self.offset + p * self.row_stride + cols.start;
                     let (row, rest) = row.split_at_mut(cols.len());
-                    widen_slice(s, source, row);
+                    data.widen(s, at, row);
                     rest.fill(0.0);
                 }
             }
-            RhsLayout::RowsAreOutputs => self.pack_transposed(s, data, cols, block, width, dst),
+            RhsLayout::RowsAreOutputs if self.taps == 1 => {
+                self.pack_turned(s, data, cols, block, width, dst);
+            }
+            RhsLayout::RowsAreOutputs => self.pack_taps(s, data, cols, block, width, dst),
+        }
+    }
+
+    /// Rows of outputs without a window: squares are turned straight into their place.
+    #[inline(always)]
+    fn pack_turned<S: Simd>(
+        &self,
+        s: S,
+        data: impl Source,
+        cols: Range<usize>,
+        block: &KBlock,
+        width: usize,
+        dst: &mut [f32],
+    ) {
+        let len = block.channels.len();
+        assert!(dst.len() >= len * width && width.is_multiple_of(S::LANES));
+        let mut wide = Scratch::new(S::LANES * WIDE_STRIDE);
+        let wide = wide.as_mut_slice();
+        let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
+        for lane0 in (0..width).step_by(S::LANES) {
+            let col = (cols.start + lane0).min(cols.end);
+            let present = S::LANES.min(cols.end - col);
+            let row =
+                |lane: usize| self.offset + (col + lane) * self.row_stride + block.channels.start;
+            for chunk0 in (0..len).step_by(WIDE) {
+                let chunk = WIDE.min(len - chunk0);
+                let last = row(present.max(1) - 1) + chunk0;
+                let (mut square, mut stride) = (wide.as_ptr(), WIDE_STRIDE);
+                // What needs no widening is turned where it lies, if all rows are there.
+                let plain = present == S::LANES && chunk.is_multiple_of(S::LANES);
+                if let Some(first) = plain
+                    .then(|| data.plain(row(0) + chunk0, last + chunk - row(0) - chunk0))
+                    .flatten()
+                {
+                    (square, stride) = (first.as_ptr(), self.row_stride);
+                } else {
+                    for (lane, wide) in wide.chunks_exact_mut(WIDE_STRIDE).enumerate() {
+                        if lane < present {
+                            data.widen(s, row(lane) + chunk0, &mut wide[..chunk]);
+                        } else {
+                            wide[..chunk].fill(0.0);
+                        }
+                    }
+                }
+                for f0 in (0..chunk).step_by(S::LANES) {
+                    for lane in 0..present {
+                        // Where these rows go on after this chunk.
+                        s.prefetch(data.address(row(lane) + chunk0 + f0 + WIDE).cast());
+                    }
+                    let at = (chunk0 + f0) * width + lane0;
+                    let rows = S::LANES.min(chunk - f0);
+                    // SAFETY: a square is readable at any f0 < chunk: in `wide`, rows are WIDE_STRIDE >= WIDE + LANES
+                    // long; in place, chunk is a multiple of LANES and the slice reaches to the end of the last row.
+                    // `dst` has been checked to hold `len` rows of `width`, `turned` holds the largest square.
+                    unsafe {
+                        if rows == S::LANES {
+                            let dst = dst.as_mut_ptr().add(at);
+                            s.transpose_to(square.add(f0), stride, dst, width);
+                            continue;
+                        }
+                        s.transpose(square.add(f0), stride, turned.as_mut_ptr());
+                    }
+                    for (i, lanes) in turned.chunks_exact(S::LANES).take(rows).enumerate() {
+                        s.store_slice(&mut dst[at + i * width..], s.load_slice(lanes));
+                    }
+                }
+            }
         }
     }
 
     #[inline(always)]
-    fn pack_transposed<S: Simd, E: Element>(
+    fn pack_taps<S: Simd>(
         &self,
         s: S,
-        data: &[E],
+        data: impl Source,
         cols: Range<usize>,
         block: &KBlock,
         width: usize,
         dst: &mut [f32],
     ) {
         let (taps, channels) = (block.taps.len(), block.channels.len());
-        let first = block.channels.start * self.taps + block.taps.start;
-        // LANES rows of the weight, widened; the stride keeps rows out of each other's cache sets.
-        let chunk = 128;
-        let stride = chunk + 16;
+        let first = self.offset + block.channels.start * self.taps + block.taps.start;
+        let (chunk, stride) = (WIDE, WIDE_STRIDE);
         let mut wide = Scratch::new(S::LANES * stride);
         let wide = wide.as_mut_slice();
-        let mut turned = [0.0f32; crate::simd::MAX_LANES * crate::simd::MAX_LANES];
+        let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
         for lane0 in (0..width).step_by(S::LANES) {
             let (mut tap, mut channel) = (0, 0);
             for chunk0 in (0..block.len()).step_by(chunk) {
@@ -187,7 +249,7 @@ impl Weights<'_> {
                     let col = cols.start + lane0 + lane;
                     if col < cols.end {
                         let at = col * self.row_stride + first + chunk0;
-                        widen_slice(s, &data[at..][..len], &mut row[..len]);
+                        data.widen(s, at, &mut row[..len]);
                     } else {
                         row[..len].fill(0.0);
                     }

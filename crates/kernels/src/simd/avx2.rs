@@ -67,6 +67,37 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn load_f8(self, p: *const u8) -> __m256 {
+        proven!({
+            let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let magnitude = _mm256_and_si256(wide, _mm256_set1_epi32(0x7f));
+            let sign = _mm256_and_si256(wide, _mm256_set1_epi32(i32::MIN));
+            let scaled = _mm256_mul_ps(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<20>(magnitude)),
+                _mm256_set1_ps(f32::from_bits((127 + 120) << 23)),
+            );
+            let nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+            let nan = _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc0_0000));
+            let bits = _mm256_or_si256(_mm256_castps_si256(scaled), nan);
+            _mm256_castsi256_ps(_mm256_or_si256(bits, sign))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> __m256 {
+        proven!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
+            p.cast()
+        ))))
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(self, p: *const u8) -> (__m256, __m256) {
+        proven!({
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let low = _mm256_and_si256(wide, _mm256_set1_epi32(15));
+            let high = _mm256_srli_epi32::<4>(wide);
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        })
+    }
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         proven!(_mm256_add_ps(a, b))
     }
@@ -113,7 +144,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32) {
+    unsafe fn transpose_to(self, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
         proven!({
             let mut r = [_mm256_setzero_ps(); 8];
             for (i, r) in r.iter_mut().enumerate() {
@@ -133,9 +164,12 @@ impl Simd for Avx2 {
             }
             for i in 0..4 {
                 let (low, high) = (r[i], r[4 + i]);
-                _mm256_storeu_ps(dst.add(i * 8), _mm256_permute2f128_ps::<0x20>(low, high));
                 _mm256_storeu_ps(
-                    dst.add((i + 4) * 8),
+                    dst.add(i * dst_stride),
+                    _mm256_permute2f128_ps::<0x20>(low, high),
+                );
+                _mm256_storeu_ps(
+                    dst.add((i + 4) * dst_stride),
                     _mm256_permute2f128_ps::<0x31>(low, high),
                 );
             }

@@ -67,6 +67,40 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn load_f8(self, p: *const u8) -> __m512 {
+        proven!({
+            let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
+            let magnitude = _mm512_and_si512(wide, _mm512_set1_epi32(0x7f));
+            let sign = _mm512_and_si512(wide, _mm512_set1_epi32(i32::MIN));
+            let scaled = _mm512_mul_ps(
+                _mm512_castsi512_ps(_mm512_slli_epi32::<20>(magnitude)),
+                _mm512_set1_ps(f32::from_bits((127 + 120) << 23)),
+            );
+            let nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+            let bits = _mm512_mask_mov_epi32(
+                _mm512_castps_si512(scaled),
+                nan,
+                _mm512_set1_epi32(0x7fc0_0000),
+            );
+            _mm512_castsi512_ps(_mm512_or_si512(bits, sign))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
+            p.cast()
+        ))))
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(self, p: *const u8) -> (__m512, __m512) {
+        proven!({
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let low = _mm512_and_si512(wide, _mm512_set1_epi32(15));
+            let high = _mm512_srli_epi32::<4>(wide);
+            (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high))
+        })
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         proven!(_mm512_add_ps(a, b))
     }
@@ -116,7 +150,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32) {
+    unsafe fn transpose_to(self, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
         proven!({
             let mut r = [_mm512_setzero_ps(); 16];
             for (i, r) in r.iter_mut().enumerate() {
@@ -141,7 +175,7 @@ impl Simd for Avx512 {
                 let high = _mm512_shuffle_f32x4::<0xDD>(r[c], r[4 + c]);
                 let low2 = _mm512_shuffle_f32x4::<0x88>(r[8 + c], r[12 + c]);
                 let high2 = _mm512_shuffle_f32x4::<0xDD>(r[8 + c], r[12 + c]);
-                let row = |i: usize| dst.add((i * 4 + c) * 16);
+                let row = |i: usize| dst.add((i * 4 + c) * dst_stride);
                 _mm512_storeu_ps(row(0), _mm512_shuffle_f32x4::<0x88>(low, low2));
                 _mm512_storeu_ps(row(1), _mm512_shuffle_f32x4::<0x88>(high, high2));
                 _mm512_storeu_ps(row(2), _mm512_shuffle_f32x4::<0xDD>(low, low2));

@@ -77,6 +77,7 @@ fn polynomial<S: Simd, const N: usize>(s: S, coefficients: &[f32; N], x: S::V) -
 pub(crate) fn activate<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
     match activation {
         Activation::None => x,
+        Activation::Relu => s.max(x, s.zero()),
         Activation::Silu => s.mul(x, sigmoid(s, x)),
         Activation::Gelu => gelu(s, x),
         Activation::GeluTanh => {
@@ -109,6 +110,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn activate_slice<S: Simd>(s: S, activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::None => {}
+        Activation::Relu => map!(s, x, |v| s.max(v, s.zero())),
         Activation::Silu => map!(s, x, |v| activate(s, Activation::Silu, v)),
         Activation::Gelu => map!(s, x, |v| gelu(s, v)),
         Activation::GeluTanh => map!(s, x, |v| activate(s, Activation::GeluTanh, v)),

@@ -13,10 +13,12 @@ pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod source;
 
 use half::{bf16, f16};
 
 pub use isa::Isa;
+pub(crate) use source::{Element, Source, half_to_f32, with_source};
 
 use crate::gemm::tile::TileArgs;
 
@@ -55,6 +57,47 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is readable for `LANES` elements.
     unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+    /// f8 (e4m3fn).
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` elements.
+    #[inline(always)]
+    unsafe fn load_f8(self, p: *const u8) -> Self::V {
+        let mut lanes = [0.0; MAX_LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's promise.
+            *lane = crate::blocks::decode_f8_e4m3(unsafe { *p.add(i) });
+        }
+        self.load_slice(&lanes)
+    }
+    /// Signed bytes.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> Self::V {
+        let mut lanes = [0.0; MAX_LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's promise.
+            *lane = f32::from(unsafe { *p.add(i) }.cast_signed());
+        }
+        self.load_slice(&lanes)
+    }
+    /// Low and high halves of bytes.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_nibbles(self, p: *const u8) -> (Self::V, Self::V) {
+        let (mut low, mut high) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+        for i in 0..Self::LANES {
+            // SAFETY: the caller's promise.
+            let byte = unsafe { *p.add(i) };
+            low[i] = f32::from(byte & 15);
+            high[i] = f32::from(byte >> 4);
+        }
+        (self.load_slice(&low), self.load_slice(&high))
+    }
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -76,11 +119,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// `if a < b { yes } else { no }`
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Turns a square of `LANES` rows, `stride` apart, into `LANES` rows `dst_stride` apart.
+    ///
+    /// # Safety
+    /// `src` is readable and `dst` writable for `LANES` elements at each of `LANES` rows.
+    unsafe fn transpose_to(self, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize);
     /// Turns a square of `LANES` rows, `stride` apart, into `LANES` rows without gaps.
     ///
     /// # Safety
     /// `src` is readable for `LANES` elements at each of `LANES` rows; `dst` is writable for `LANES^2`.
-    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32);
+    #[inline(always)]
+    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.transpose_to(src, stride, dst, Self::LANES) }
+    }
     /// Runs the matrix tile of `args`.
     ///
     /// # Safety
@@ -260,45 +312,4 @@ pub(crate) use sum_of;
 #[inline(always)]
 pub(crate) fn lanes<S: Simd>(_: S) -> usize {
     S::LANES
-}
-
-/// A weight's element type.
-pub(crate) trait Element: Copy + Send + Sync + 'static {
-    fn widen(self) -> f32;
-    /// # Safety
-    /// `p` is readable for `LANES` elements.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-macro_rules! element {
-    ($type:ty, $widen:expr, $load:ident) => {
-        impl Element for $type {
-            #[inline(always)]
-            fn widen(self) -> f32 {
-                $widen(self)
-            }
-            #[inline(always)]
-            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-                // SAFETY: the caller's promise is the same.
-                unsafe { s.$load(p) }
-            }
-        }
-    };
-}
-element!(f32, std::convert::identity, load);
-element!(f16, f16::to_f32, load_f16);
-element!(bf16, bf16::to_f32, load_bf16);
-
-/// Widens a slice into another of the same length.
-#[inline(always)]
-pub(crate) fn widen_slice<S: Simd, E: Element>(s: S, src: &[E], dst: &mut [f32]) {
-    let whole = src.len() / S::LANES * S::LANES;
-    let dst = &mut dst[..src.len()];
-    for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: i + LANES <= whole <= both lengths.
-        unsafe { s.store(dst.as_mut_ptr().add(i), E::load(s, src.as_ptr().add(i))) };
-    }
-    for (d, e) in dst[whole..].iter_mut().zip(&src[whole..]) {
-        *d = e.widen();
-    }
 }

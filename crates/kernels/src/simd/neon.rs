@@ -127,7 +127,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32) {
+    unsafe fn transpose_to(self, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
         proven!({
             let a = vtrnq_f32(vld1q_f32(src), vld1q_f32(src.add(stride)));
             let b = vtrnq_f32(
@@ -136,15 +136,15 @@ impl Simd for Neon {
             );
             vst1q_f32(dst, vcombine_f32(vget_low_f32(a.0), vget_low_f32(b.0)));
             vst1q_f32(
-                dst.add(4),
+                dst.add(dst_stride),
                 vcombine_f32(vget_low_f32(a.1), vget_low_f32(b.1)),
             );
             vst1q_f32(
-                dst.add(8),
+                dst.add(2 * dst_stride),
                 vcombine_f32(vget_high_f32(a.0), vget_high_f32(b.0)),
             );
             vst1q_f32(
-                dst.add(12),
+                dst.add(3 * dst_stride),
                 vcombine_f32(vget_high_f32(a.1), vget_high_f32(b.1)),
             );
         })

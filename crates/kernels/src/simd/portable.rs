@@ -88,10 +88,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, stride: usize, dst: *mut f32) {
+    unsafe fn transpose_to(self, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
         for i in 0..4 {
-            // SAFETY: the caller's promise covers rows 0..4 of `src` and all 16 elements of `dst`.
-            unsafe { self.store(dst.add(i * 4), each(|j| *src.add(j * stride + i))) };
+            // SAFETY: the caller's promise covers rows 0..4 of `src` and of `dst`.
+            unsafe { self.store(dst.add(i * dst_stride), each(|j| *src.add(j * stride + i))) };
         }
     }
 

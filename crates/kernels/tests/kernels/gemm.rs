@@ -1,9 +1,10 @@
 use aquatint_kernels::{
-    Activation, Epilogue, Gemm, Isa, KernelError, MatMut, MatRef, Rhs, RhsLayout, gemm, reference,
+    Activation, BlockFormat, Epilogue, Gemm, Isa, KernelError, MatMut, MatRef, Rhs, RhsData,
+    RhsLayout, gemm, reference,
 };
 use proptest::prelude::*;
 
-use crate::{ACTIVATIONS, ROUNDOFF, Stored, assert_close, noise, size};
+use crate::{ACTIVATIONS, ROUNDOFF, STORED, Stored, assert_close, noise, size};
 
 #[derive(Debug, Clone)]
 struct Case {
@@ -18,6 +19,10 @@ struct Case {
     shared: bool,
     /// A lies as `[k, m]`.
     transposed: bool,
+    /// Values and gates.
+    gated: bool,
+    /// Rows that share a bias; 0: all.
+    rows_per_bias: usize,
 }
 
 impl Case {
@@ -25,10 +30,22 @@ impl Case {
         let (m, n, k) = self.size;
         let rows = match self.layout {
             RhsLayout::RowsAreOutputs => k,
-            RhsLayout::RowsAreInner => n,
+            RhsLayout::RowsAreInner => self.outputs(),
         };
         let a = if self.transposed { m } else { k };
         (a + self.gaps.0, rows + self.gaps.1, n + self.gaps.2)
+    }
+
+    /// Outputs of the right-hand side.
+    fn outputs(&self) -> usize {
+        self.size.1 * (1 + usize::from(self.gated))
+    }
+
+    /// Biases, each for a group of rows.
+    fn biases(&self) -> usize {
+        (self.batch * self.size.0)
+            .checked_next_multiple_of(self.rows_per_bias)
+            .map_or(1, |rows| rows / self.rows_per_bias)
     }
 
     fn a_rows(&self) -> usize {
@@ -41,19 +58,19 @@ impl Case {
 
     fn b_rows(&self) -> usize {
         match self.layout {
-            RhsLayout::RowsAreOutputs => self.size.1,
+            RhsLayout::RowsAreOutputs => self.outputs(),
             RhsLayout::RowsAreInner => self.size.2,
         }
     }
 
     /// Inputs a, b, bias, residual.
     fn inputs(&self) -> [Vec<f32>; 4] {
-        let ((m, n, _), (sa, sb, sc)) = (self.size, self.strides());
+        let (m, (sa, sb, sc)) = (self.size.0, self.strides());
         let matrices = if self.shared { 1 } else { self.batch };
         [
             noise(self.batch * self.a_rows() * sa, 1),
             noise(matrices * self.b_rows() * sb, 2),
-            noise(n, 3),
+            noise(self.biases() * self.outputs(), 3),
             noise(self.batch * m * sc, 4),
         ]
     }
@@ -97,6 +114,8 @@ impl Case {
             },
             epilogue: Epilogue {
                 bias: self.bias.then_some(bias),
+                rows_per_bias: self.rows_per_bias,
+                gated: self.gated,
                 activation: self.activation,
                 residual: self.residual.then_some(rows),
             },
@@ -111,27 +130,29 @@ impl Case {
         let (mut want, mut magnitude) = (fresh.clone(), fresh.clone());
         let stored = Stored::new(b.clone(), self.stored);
         reference::gemm(self.call(&a, &stored, &bias, &residual, &mut want)).unwrap();
-        let stored_abs = Stored::new(abs(&b), self.stored);
         let plain = Case {
             activation: Activation::None,
             ..self.clone()
         };
-        let (abs_a, abs_bias, abs_residual) = (abs(&a), abs(&bias), abs(&residual));
-        reference::gemm(plain.call(
-            &abs_a,
-            &stored_abs,
-            &abs_bias,
-            &abs_residual,
+        let sizes = [abs(&a), abs(&bias), abs(&residual)];
+        let stored_sizes = stored.magnitudes();
+        let magnitudes = plain.call(
+            &sizes[0],
+            &stored_sizes,
+            &sizes[1],
+            &sizes[2],
             &mut magnitude,
-        ))
-        .unwrap();
-        // Rounding errors add up like a random walk over k; activations have slopes up to 1.13 and their own 4e-7.
-        let bound = (8.0 + (self.size.2 as f64).sqrt()) * ROUNDOFF * 1.2
-            + if self.activation == Activation::None {
-                0.0
-            } else {
-                4e-7
-            };
+        );
+        reference::gemm(magnitudes).unwrap();
+        // Rounding errors add up like a random walk over k; activations have slopes up to 1.13 and their own 4e-7. A
+        // value and its gate are both off.
+        let activation = if self.activation == Activation::None {
+            0.0
+        } else {
+            4e-7
+        };
+        let one = (8.0 + (self.size.2 as f64).sqrt()) * ROUNDOFF * 1.2 + activation;
+        let bound = one * if self.gated { 2.5 } else { 1.0 };
         for isa in Isa::available() {
             let mut got = fresh.clone();
             self.call(&a, &stored, &bias, &residual, &mut got)
@@ -154,9 +175,10 @@ fn case() -> impl Strategy<Value = Case> {
         Just(RhsLayout::RowsAreInner)
     ];
     let options = (
-        0usize..3,
+        0usize..STORED,
         prop::sample::select(&ACTIVATIONS[..]),
-        any::<[bool; 4]>(),
+        any::<[bool; 5]>(),
+        prop::sample::select(vec![0usize, 0, 1, 3, usize::MAX]),
     );
     (
         0usize..4,
@@ -171,7 +193,7 @@ fn case() -> impl Strategy<Value = Case> {
                 size,
                 gaps,
                 layout,
-                (stored, activation, [bias, residual, shared, transposed]),
+                (stored, activation, [bias, residual, shared, transposed, gated], per_bias),
             )| Case {
                 batch,
                 size,
@@ -183,12 +205,19 @@ fn case() -> impl Strategy<Value = Case> {
                 residual,
                 shared,
                 transposed,
+                gated,
+                rows_per_bias: match per_bias {
+                    // One for each matrix of the batch.
+                    usize::MAX => size.0,
+                    rows if size.0.is_multiple_of(rows.max(1)) => rows,
+                    _ => 0,
+                },
             },
         )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
     fn any_shape_agrees_with_the_reference(case in case()) {
         case.check();
@@ -207,6 +236,11 @@ fn blocked_shapes_agree_with_the_reference() {
         ((130, 257, 600), RhsLayout::RowsAreInner, 1),
         ((29, 330, 580), RhsLayout::RowsAreOutputs, 2),
         ((5, 300, 1153), RhsLayout::RowsAreOutputs, 1),
+        ((5, 130, 1280), RhsLayout::RowsAreOutputs, 4),
+        ((33, 130, 1280), RhsLayout::RowsAreOutputs, 4),
+        ((47, 96, 1152), RhsLayout::RowsAreOutputs, 5),
+        ((47, 96, 1280), RhsLayout::RowsAreOutputs, 6),
+        ((16, 96, 700), RhsLayout::RowsAreInner, 3),
     ] {
         let case = Case {
             batch: 2,
@@ -219,7 +253,16 @@ fn blocked_shapes_agree_with_the_reference() {
             residual: true,
             shared: true,
             transposed: false,
+            gated: false,
+            rows_per_bias: 0,
         };
+        let gated = Case {
+            gated: true,
+            activation: Activation::Gelu,
+            rows_per_bias: size.0,
+            ..case.clone()
+        };
+        pool.install(|| gated.check());
         let transposed = Case {
             transposed: true,
             ..case.clone()
@@ -314,4 +357,71 @@ fn short_slices_and_overlapping_rows_are_errors() {
         })
     );
     assert!(call(12, usize::MAX, 9, 3).is_err());
+}
+
+#[test]
+fn wrong_epilogues_and_parts_of_blocks_are_errors() {
+    let a = vec![0.0; 2 * 6 * 32];
+    let call = |bytes: usize, bias: usize, epilogue: Epilogue<'_>| {
+        let (blocks, bias, mut c) = (vec![0u8; bytes], vec![0.0; bias], vec![0.0; 2 * 6 * 4]);
+        gemm(Gemm {
+            batch: 2,
+            m: 6,
+            n: 4,
+            k: 32,
+            a: MatRef::new(&a, 32).batched(6 * 32),
+            b: Rhs::weight(RhsData::Blocks(BlockFormat::Q8_0, &blocks), 32),
+            c: MatMut::new(&mut c, 6, 4),
+            epilogue: Epilogue {
+                bias: Some(&bias),
+                ..epilogue
+            },
+        })
+    };
+    let plain = Epilogue::default();
+    let gated = Epilogue {
+        gated: true,
+        ..plain
+    };
+    let per = |rows_per_bias| Epilogue {
+        rows_per_bias,
+        ..plain
+    };
+    assert_eq!(call(4 * 34, 4, plain), Ok(()));
+    assert_eq!(call(8 * 34, 8, gated), Ok(()));
+    assert_eq!(call(4 * 34, 4 * 4, per(3)), Ok(()));
+    assert_eq!(call(4 * 34, 4, per(12)), Ok(()));
+    for (what, result) in [
+        ("blocks", call(4 * 34 - 1, 4, plain)),
+        ("rows per bias", call(4 * 34, 3 * 4, per(4))),
+    ] {
+        assert!(
+            matches!(result, Err(KernelError::Size { .. })),
+            "{what}: {result:?}"
+        );
+    }
+    for (what, result) in [
+        ("a block too few", call(3 * 34, 4, plain)),
+        ("half a gated weight", call(4 * 34, 8, gated)),
+        ("half a gated bias", call(8 * 34, 4, gated)),
+        ("a bias too few", call(4 * 34, 3 * 4, per(3))),
+    ] {
+        assert!(
+            matches!(result, Err(KernelError::Length { .. })),
+            "{what}: {result:?}"
+        );
+    }
+    let residual = MatRef::transposed(&a, 6);
+    let result = call(
+        4 * 34,
+        4,
+        Epilogue {
+            residual: Some(residual),
+            ..plain
+        },
+    );
+    assert!(
+        matches!(result, Err(KernelError::Size { .. })),
+        "{result:?}"
+    );
 }

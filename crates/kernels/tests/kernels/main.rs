@@ -6,12 +6,14 @@
 )]
 
 mod attention;
+mod blocks;
 mod conv;
 mod conv_backward;
 mod gemm;
 mod rows;
 
-use aquatint_kernels::{Activation, RhsData};
+use aquatint_kernels::blocks::encode_q8_0;
+use aquatint_kernels::{Activation, BlockFormat, RhsData};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -37,14 +39,50 @@ pub(crate) enum Stored {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
+    F8E4M3(Vec<u8>),
+    Blocks(BlockFormat, Vec<u8>),
 }
 
+/// How many kinds of [`Stored`] there are; the first three are floats of 16 bits or more.
+pub(crate) const STORED: usize = 7;
+
 impl Stored {
+    /// Kinds of 8 bits and less hold numbers that have little to do with `values`, but are as many or, to fill a
+    /// block, a few more.
     pub(crate) fn new(values: Vec<f32>, kind: usize) -> Self {
-        match kind % 3 {
+        let bytes = || values.iter().map(|v| v.to_bits() as u8);
+        match kind % STORED {
             0 => Self::F32(values),
             1 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
-            _ => Self::BF16(values.into_iter().map(bf16::from_f32).collect()),
+            2 => Self::BF16(values.into_iter().map(bf16::from_f32).collect()),
+            // Up to 2 in magnitude, subnormals and zeros among them.
+            3 => Self::F8E4M3(
+                bytes()
+                    .map(|b| if b & 0x7f > 0x40 { b ^ 0x40 } else { b })
+                    .collect(),
+            ),
+            4 => {
+                let mut padded = values;
+                padded.resize(padded.len().next_multiple_of(32), 0.5);
+                Self::Blocks(BlockFormat::Q8_0, encode_q8_0(&padded).unwrap())
+            }
+            kind => {
+                let format = [BlockFormat::Q4_0, BlockFormat::Q4K][kind - 5];
+                let blocks = values.len().div_ceil(format.block_len());
+                let mut noise = bytes().cycle();
+                let mut stored = Vec::new();
+                for _ in 0..blocks {
+                    let block = stored.len();
+                    stored.extend(noise.by_ref().take(format.block_bytes()));
+                    let scale =
+                        f16::from_f32(0.03 + f32::from(stored[block]) / 5000.0).to_le_bytes();
+                    stored[block..block + 2].copy_from_slice(&scale);
+                    if format == BlockFormat::Q4K {
+                        stored[block + 2..block + 4].copy_from_slice(&scale);
+                    }
+                }
+                Self::Blocks(format, stored)
+            }
         }
     }
 
@@ -53,12 +91,21 @@ impl Stored {
             Self::F32(v) => RhsData::F32(v),
             Self::F16(v) => RhsData::F16(v),
             Self::BF16(v) => RhsData::BF16(v),
+            Self::F8E4M3(v) => RhsData::F8E4M3(v),
+            Self::Blocks(format, v) => RhsData::Blocks(*format, v),
         }
+    }
+
+    /// The magnitudes of the numbers.
+    pub(crate) fn magnitudes(&self) -> Self {
+        let data = self.data();
+        Self::F32((0..data.len()).map(|i| data.get(i).abs()).collect())
     }
 }
 
-pub(crate) const ACTIVATIONS: [Activation; 5] = [
+pub(crate) const ACTIVATIONS: [Activation; 6] = [
     Activation::None,
+    Activation::Relu,
     Activation::Silu,
     Activation::Gelu,
     Activation::GeluTanh,

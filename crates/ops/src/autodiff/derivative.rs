@@ -32,6 +32,7 @@ pub(super) fn scale_by_derivative(z: &[f32], dy: &[f32], kind: Activation, out: 
     let each = out.iter_mut().zip(z).zip(dy);
     match kind {
         Activation::None => each.for_each(|((out, _), dy)| *out = *dy),
+        Activation::Relu => each.for_each(|((y, x), dy)| *y = if *x > 0.0 { *dy } else { 0.0 }),
         Activation::Silu => each.for_each(|((y, x), dy)| {
             let gate = gate(*x, *y, 0.25);
             *y = dy * gate * (1.0 + x - *y);

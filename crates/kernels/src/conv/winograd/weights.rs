@@ -2,14 +2,11 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::plan::PAD;
 use super::transform::{SIDE, columns, row, side, square, weight_line};
-use crate::RhsData;
 use crate::conv::fold::Join;
 use crate::conv::window::Window;
-use crate::simd::{Element, Job, MAX_LANES, Simd, widen_slice};
+use crate::simd::{Job, MAX_LANES, Simd, Source, with_source};
 
 /// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
 const TURN: usize = 16;
@@ -42,17 +39,13 @@ impl<const M: usize> Job for TransformWeights<'_, '_, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.conv.weight {
-            RhsData::F32(d) => self.transform::<S, f32>(s, d),
-            RhsData::F16(d) => self.transform::<S, f16>(s, d),
-            RhsData::BF16(d) => self.transform::<S, bf16>(s, d),
-        }
+        with_source!(self.conv.weight, |d| self.transform(s, d));
     }
 }
 
 impl<const M: usize> TransformWeights<'_, '_, M> {
     #[inline(always)]
-    fn transform<S: Simd, E: Element>(self, s: S, data: &[E]) {
+    fn transform<S: Simd>(self, s: S, data: impl Source) {
         let joins = self.conv.joins(self.parity);
         let mut wide = [0.0f32; MAX_LANES * WIDE];
         let mut taps = [0.0f32; TURN * 9 * MAX_LANES];
@@ -64,7 +57,7 @@ impl<const M: usize> TransformWeights<'_, '_, M> {
                     let row = &mut row[..count * 9];
                     if col < self.cols.end {
                         let at = (col * self.conv.in_channels + self.channels.start + c) * 9;
-                        widen_slice(s, &data[at..][..count * 9], row);
+                        data.widen(s, at, row);
                     } else {
                         row.fill(0.0);
                     }
@@ -98,17 +91,15 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new(conv: &Window<'_>, cols: Range<usize>, channels: Range<usize>) -> Self {
-        let (start, size) = match conv.weight {
-            RhsData::F32(d) => (d.as_ptr().cast::<u8>(), size_of::<f32>()),
-            RhsData::F16(d) => (d.as_ptr().cast(), size_of::<f16>()),
-            RhsData::BF16(d) => (d.as_ptr().cast(), size_of::<bf16>()),
-        };
         let first = (cols.start * conv.in_channels + channels.start) * 9;
+        // A row's bytes, and those of the channels: numbers may be fractions of a byte.
+        let at = |i| with_source!(conv.weight, |d| d.address(i));
+        let bytes = |len| at(len).addr() - at(0).addr();
         Self {
-            start: start.wrapping_add(first * size),
-            pitch: conv.in_channels * 9 * size,
+            start: at(first),
+            pitch: bytes(conv.in_channels * 9),
             rows: cols.len(),
-            lines: (channels.len() * 9 * size).div_ceil(64) + 1,
+            lines: bytes(channels.len() * 9).div_ceil(64) + 1,
         }
     }
 

@@ -1,0 +1,91 @@
+use aquatint_kernels::blocks::{decode, decode_f8_e4m3, decode_with, encode_q8_0};
+use aquatint_kernels::{BlockFormat, Isa, KernelError, RhsData};
+use aquatint_testkit::{Tensors, golden};
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Bit for bit what the PyPI package `gguf` gives, whole and number by number.
+#[test]
+fn blocks_decode_as_gguf_does() {
+    let golden = Tensors::read(golden("blocks.safetensors")).unwrap();
+    for format in BlockFormat::ALL {
+        let name = format.name().to_lowercase();
+        let bytes = golden.get(&format!("{name}.bytes")).u8();
+        let want = golden.get(&format!("{name}.values")).f32();
+        assert!(want.len() >= 500, "{name}: {} values", want.len());
+        for isa in Isa::available() {
+            let mut got = vec![f32::NAN; want.len()];
+            decode_with(isa, format, bytes, &mut got).unwrap();
+            assert_eq!(bits(&got), bits(want), "{name} with {}", isa.name());
+        }
+        let data = RhsData::Blocks(format, bytes);
+        assert_eq!(data.len(), want.len());
+        let single: Vec<f32> = (0..data.len()).map(|i| data.get(i)).collect();
+        assert_eq!(bits(&single), bits(want), "{name} one by one");
+    }
+}
+
+#[test]
+fn q8_0_encodes_as_gguf_does() {
+    let golden = Tensors::read(golden("blocks.safetensors")).unwrap();
+    let source = golden.get("q8_0.source").f32();
+    let want = golden.get("q8_0.bytes").u8();
+    let got = encode_q8_0(source).unwrap();
+    assert!(got.len() == source.len() / 32 * 34 && !got.is_empty());
+    assert_eq!(got, want[..got.len()]);
+}
+
+/// All 256 numbers, alone and in the vectors of a product: a column of ones picks them out.
+#[test]
+fn f8_decodes_as_torch_does() {
+    let golden = Tensors::read(golden("blocks.safetensors")).unwrap();
+    let want = golden.get("f8_e4m3.values").f32();
+    let bytes: Vec<u8> = (0..=255).collect();
+    let same = |got: f32, want: f32| {
+        got.to_bits() == want.to_bits()
+            || (got.is_nan() && want.is_nan() && got.is_sign_negative() == want.is_sign_negative())
+    };
+    for (&byte, &want) in bytes.iter().zip(want) {
+        let got = decode_f8_e4m3(byte);
+        assert!(same(got, want), "{byte:#x} is {got}, not {want}");
+    }
+    for isa in Isa::available() {
+        let mut got = vec![0.0; 256];
+        aquatint_kernels::Gemm {
+            batch: 1,
+            m: 1,
+            n: 256,
+            k: 1,
+            a: aquatint_kernels::MatRef::new(&[1.0], 1),
+            b: aquatint_kernels::Rhs::inner(RhsData::F8E4M3(&bytes), 256),
+            c: aquatint_kernels::MatMut::new(&mut got, 1, 256),
+            epilogue: aquatint_kernels::Epilogue::default(),
+        }
+        .run(isa)
+        .unwrap();
+        for ((&got, &want), byte) in got.iter().zip(want).zip(0..=255u8) {
+            // A product adds to +0, so that -0 becomes +0.
+            assert!(
+                got == want || same(got, want),
+                "{byte:#x} is {got}, not {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn parts_of_blocks_are_errors() {
+    for format in BlockFormat::ALL {
+        let bytes = vec![0; 3 * format.block_bytes()];
+        let mut out = vec![0.0; 3 * format.block_len()];
+        assert_eq!(decode(format, &bytes, &mut out), Ok(()));
+        let short = decode(format, &bytes[1..], &mut out);
+        assert!(matches!(short, Err(KernelError::Size { .. })), "{short:?}");
+        let room = decode(format, &bytes, &mut out[1..]);
+        assert!(matches!(room, Err(KernelError::Length { .. })), "{room:?}");
+    }
+    assert!(encode_q8_0(&[1.0; 31]).is_err());
+    assert_eq!(encode_q8_0(&[]), Ok(vec![]));
+}
