@@ -1,15 +1,16 @@
 //! Times convolutions of given shapes.
 //!
 //! `cargo run --release -p aquatint-kernels --example bench_conv -- [threads] [repeats] SPEC..`, where a SPEC is
-//! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-ALGORITHM]`, an algorithm one of a (auto), d, 2, 4, f (folded), or with `u` before it
-//! for a doubled input; a last `w` times the gradient of the weight instead, `g` that of the input; prints median and best milliseconds.
+//! `BATCHxHEIGHTxWIDTHxIN-OUT-KERNEL-STRIDE[-u][-ALGORITHM]`: `u` doubles the input; an algorithm is one of a (auto), d
+//! (direct), 2 and 4 (Winograd) and f (folded), or w and g, which time the gradients of the weight and of the input.
+//! Prints median and best milliseconds.
 #![allow(clippy::print_stdout, reason = "a program for people to read")]
 
 use std::time::Instant;
 
 use aquatint_kernels::{
-    Activation, Buffer, Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm, Padding,
-    RhsData, conv2d, conv2d_backward_data, conv2d_backward_weight,
+    Activation, Buffer, Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvAlgorithm,
+    KernelError, Padding, RhsData, conv2d, conv2d_backward_data, conv2d_backward_weight,
 };
 use half::f16;
 
@@ -43,95 +44,141 @@ fn cpu_seconds() -> f64 {
     f64::NAN
 }
 
+/// What a SPEC says, and its tensors.
+struct Case {
+    batch: usize,
+    size: (usize, usize),
+    channels: (usize, usize),
+    kernel: usize,
+    stride: usize,
+    upsample: bool,
+    algorithm: ConvAlgorithm,
+    x: Buffer,
+    half: Vec<f16>,
+    weight: Vec<f32>,
+    out: Buffer,
+}
+
+impl Case {
+    fn new(spec: &str) -> Option<Self> {
+        let numbers: Vec<usize> = spec
+            .split(['x', '-'])
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let &[batch, height, width, cin, cout, kernel, stride, ..] = numbers.as_slice() else {
+            return None;
+        };
+        let algorithm = match spec.as_bytes().last() {
+            Some(b'd') => ConvAlgorithm::Direct,
+            Some(b'f') => ConvAlgorithm::Folded,
+            Some(b'2') if numbers.len() > 7 => ConvAlgorithm::Winograd2,
+            Some(b'4') if numbers.len() > 7 => ConvAlgorithm::Winograd4,
+            _ => ConvAlgorithm::Auto,
+        };
+        let upsample = spec.contains('u');
+        let scale = if upsample { 2 } else { 1 };
+        let side = |n: usize| (n * scale + 2 * (kernel / 2) - kernel) / stride + 1;
+        let mut x = Buffer::new(batch * height * width * cin);
+        let values = noise(x.len(), 1);
+        x.copy_from_slice(&values);
+        let weight = noise(cin * cout * kernel * kernel, 2);
+        let mut out = Buffer::new(batch * side(height) * side(width) * cout);
+        out.fill(0.5);
+        Some(Self {
+            batch,
+            size: (height, width),
+            channels: (cin, cout),
+            kernel,
+            stride,
+            upsample,
+            algorithm,
+            x,
+            half: weight.iter().map(|&v| f16::from_f32(v)).collect(),
+            weight,
+            out,
+        })
+    }
+
+    fn forward(&mut self) -> Result<(), KernelError> {
+        conv2d(Conv2d {
+            x: &self.x,
+            batch: self.batch,
+            height: self.size.0,
+            width: self.size.1,
+            in_channels: self.channels.0,
+            out_channels: self.channels.1,
+            kernel: (self.kernel, self.kernel),
+            weight: RhsData::F16(&self.half),
+            bias: None,
+            stride: self.stride,
+            padding: Padding::all(self.kernel / 2),
+            upsample: self.upsample,
+            activation: Activation::None,
+            residual: None,
+            out: &mut self.out,
+            algorithm: self.algorithm,
+        })
+    }
+
+    fn data(&mut self) -> Result<(), KernelError> {
+        conv2d_backward_data(Conv2dBackwardData {
+            dy: &self.out,
+            batch: self.batch,
+            height: self.size.0,
+            width: self.size.1,
+            in_channels: self.channels.0,
+            out_channels: self.channels.1,
+            kernel: (self.kernel, self.kernel),
+            weight: RhsData::F32(&self.weight),
+            stride: self.stride,
+            padding: Padding::all(self.kernel / 2),
+            upsample: self.upsample,
+            dx: &mut self.x,
+            algorithm: self.algorithm,
+        })
+    }
+
+    fn weight(&mut self) -> Result<(), KernelError> {
+        conv2d_backward_weight(Conv2dBackwardWeight {
+            x: &self.x,
+            dy: &self.out,
+            batch: self.batch,
+            height: self.size.0,
+            width: self.size.1,
+            in_channels: self.channels.0,
+            out_channels: self.channels.1,
+            kernel: (self.kernel, self.kernel),
+            stride: self.stride,
+            padding: Padding::all(self.kernel / 2),
+            upsample: self.upsample,
+            dw: &mut self.weight,
+            dbias: None,
+        })
+    }
+}
+
 fn time(spec: &str, repeats: usize) {
-    let numbers: Vec<usize> = spec
-        .split(['x', '-'])
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    let &[batch, height, width, cin, cout, kernel, stride, ..] = numbers.as_slice() else {
+    let Some(mut case) = Case::new(spec) else {
         println!("{spec}: not a shape");
         return;
     };
-    let algorithm = match spec.as_bytes().last() {
-        Some(b'd') => ConvAlgorithm::Direct,
-        Some(b'f') => ConvAlgorithm::Folded,
-        Some(b'2') if numbers.len() > 7 => ConvAlgorithm::Winograd2,
-        Some(b'4') if numbers.len() > 7 => ConvAlgorithm::Winograd4,
-        _ => ConvAlgorithm::Auto,
-    };
-    let upsample = spec.contains('u');
-    let scale = if upsample { 2 } else { 1 };
-    let side = |n: usize| (n * scale + 2 * (kernel / 2) - kernel) / stride + 1;
-    let mut x = Buffer::new(batch * height * width * cin);
-    x.copy_from_slice(&noise(batch * height * width * cin, 1));
-    let weight: Vec<f16> = noise(cin * cout * kernel * kernel, 2)
-        .into_iter()
-        .map(f16::from_f32)
-        .collect();
-    let mut out = Buffer::new(batch * side(height) * side(width) * cout);
-    out.fill(0.5);
-    let mut dw = noise(cin * cout * kernel * kernel, 2);
     let (mut times, mut cpus) = (Vec::new(), Vec::new());
     for _ in 0..=repeats {
         let (start, cpu) = (Instant::now(), cpu_seconds());
         let result = match spec.as_bytes().last() {
-            Some(b'w') => conv2d_backward_weight(Conv2dBackwardWeight {
-                x: &x,
-                dy: &out,
-                batch,
-                height,
-                width,
-                in_channels: cin,
-                out_channels: cout,
-                kernel: (kernel, kernel),
-                stride,
-                padding: Padding::all(kernel / 2),
-                upsample,
-                dw: &mut dw,
-                dbias: None,
-            }),
-            Some(b'g') => conv2d_backward_data(Conv2dBackwardData {
-                dy: &out,
-                batch,
-                height,
-                width,
-                in_channels: cin,
-                out_channels: cout,
-                kernel: (kernel, kernel),
-                weight: RhsData::F32(&dw),
-                stride,
-                padding: Padding::all(kernel / 2),
-                upsample,
-                dx: &mut x,
-                algorithm,
-            }),
-            _ => conv2d(Conv2d {
-                x: &x,
-                batch,
-                height,
-                width,
-                in_channels: cin,
-                out_channels: cout,
-                kernel: (kernel, kernel),
-                weight: RhsData::F16(&weight),
-                bias: None,
-                stride,
-                padding: Padding::all(kernel / 2),
-                upsample,
-                activation: Activation::None,
-                residual: None,
-                out: &mut out,
-                algorithm,
-            }),
+            Some(b'w') => case.weight(),
+            Some(b'g') => case.data(),
+            _ => case.forward(),
         };
         result.unwrap_or_else(|e| panic!("{e}"));
         times.push(start.elapsed().as_secs_f64() * 1e3);
         cpus.push((cpu_seconds() - cpu) * 1e3);
     }
     times.remove(0);
-    cpus.sort_by(f64::total_cmp);
     times.sort_by(f64::total_cmp);
-    let flops = 2.0 * (out.len() * cin * kernel * kernel) as f64;
+    cpus.sort_by(f64::total_cmp);
+    let products = case.channels.0 * case.kernel * case.kernel;
+    let flops = 2.0 * (case.out.len() * products) as f64;
     println!(
         "{spec:<36} median {:8.3} best {:8.3} ms {:7.1} GFLOP/s, cpu {:8.3} ms",
         times[times.len() / 2],

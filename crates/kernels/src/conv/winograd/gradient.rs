@@ -11,7 +11,7 @@ use super::transform::{columns, gradient_line, row, side, square, weight_gradien
 use crate::Isa;
 use crate::conv::Window;
 use crate::gemm::driver::{SharedOut, for_each};
-use crate::gemm::params::split;
+use crate::gemm::params::{SERIAL_WORK, split};
 use crate::scratch::Scratch;
 use crate::simd::{Job, MAX_LANES, Simd};
 
@@ -47,7 +47,8 @@ impl WeightGradient<'_, '_> {
             inputs.in_groups(most.max(1)),
             gradients.in_groups(most.max(1)),
         );
-        let parallel = rayon::current_num_threads() > 1;
+        let work = inputs.tiles * inputs.places() * conv.in_channels * conv.out_channels;
+        let parallel = rayon::current_num_threads() > 1 && work >= SERIAL_WORK;
         let (mut x, mut dy) = (Scratch::new(inputs.len()), Scratch::new(gradients.len()));
         let mut sums = Scratch::new(Self::sums_len::<M>(isa, conv));
         let (panels, columns) = (
@@ -56,34 +57,11 @@ impl WeightGradient<'_, '_> {
         );
         for group in 0..inputs.groups() {
             let tiles = inputs.group_tiles(group);
-            let (x_out, dy_out) = (
+            let out = [
                 SharedOut::new(x.as_mut_slice()),
                 SharedOut::new(dy.as_mut_slice()),
-            );
-            let runs = tiles.len().div_ceil(16);
-            let chunks = inputs.chunks + gradients.chunks;
-            for_each(runs * chunks, parallel, |i| {
-                let part = split(tiles.len(), runs, i / chunks);
-                let part = tiles.start + part.start..tiles.start + part.end;
-                match (i % chunks).checked_sub(inputs.chunks) {
-                    None => isa.run(TransformInputs {
-                        conv,
-                        tiling: &inputs,
-                        tiles: part,
-                        first: tiles.start,
-                        chunk: i % chunks,
-                        out: x_out,
-                    }),
-                    Some(chunk) => isa.run(TransformGradients {
-                        dy: self.dy,
-                        tiling: &gradients,
-                        tiles: part,
-                        first: tiles.start,
-                        chunk,
-                        out: dy_out,
-                    }),
-                }
-            });
+            ];
+            self.transform(isa, (&inputs, &gradients), tiles.clone(), out, parallel);
             let out = SharedOut::new(sums.as_mut_slice());
             for_each(inputs.places() * columns, parallel, |i| {
                 let len = panels * mr * nr;
@@ -114,6 +92,43 @@ impl WeightGradient<'_, '_> {
                 // SAFETY: each output channel has its own part.
                 dw: unsafe { dw.part(channel * len, len) },
             });
+        });
+    }
+}
+
+impl WeightGradient<'_, '_> {
+    /// Transforms the inputs and the output's gradients of a group of tiles.
+    fn transform<const M: usize>(
+        &self,
+        isa: Isa,
+        (inputs, gradients): (&Tiling<M>, &Tiling<M>),
+        tiles: Range<usize>,
+        [x, dy]: [SharedOut; 2],
+        parallel: bool,
+    ) {
+        let runs = tiles.len().div_ceil(16);
+        let chunks = inputs.chunks + gradients.chunks;
+        for_each(runs * chunks, parallel, |i| {
+            let part = split(tiles.len(), runs, i / chunks);
+            let part = tiles.start + part.start..tiles.start + part.end;
+            match (i % chunks).checked_sub(inputs.chunks) {
+                None => isa.run(TransformInputs {
+                    conv: self.conv,
+                    tiling: inputs,
+                    tiles: part,
+                    first: tiles.start,
+                    chunk: i % chunks,
+                    out: x,
+                }),
+                Some(chunk) => isa.run(TransformGradients {
+                    dy: self.dy,
+                    tiling: gradients,
+                    tiles: part,
+                    first: tiles.start,
+                    chunk,
+                    out: dy,
+                }),
+            }
         });
     }
 }
