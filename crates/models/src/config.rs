@@ -168,6 +168,33 @@ impl Config {
         }
     }
 
+    /// Whether `key` is the name `name`.
+    pub fn is(&self, key: &str, name: &str) -> bool {
+        self.get(key).and_then(Value::as_str) == Some(name)
+    }
+
+    /// A height and width, or one number for both, that may be absent.
+    pub fn maybe_size(&self, key: &str) -> Result<Option<[usize; 2]>, ModelError> {
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
+        let size = self.counts_for(key, 2, 1)?;
+        Ok(Some([size[0], size[1]]))
+    }
+
+    /// The padding of convolutions that halve the size: 1 on all sides (the default), or 0 for one
+    /// row and column at the bottom and right.
+    pub fn padding(&self, key: &str) -> Result<usize, ModelError> {
+        match self.get(key) {
+            None => Ok(1),
+            Some(v) => match v.as_u64() {
+                Some(0) => Ok(0),
+                Some(1) => Ok(1),
+                _ => Err(self.error(key, brief(v), "0 or 1")),
+            },
+        }
+    }
+
     fn as_count(&self, key: &str, value: &Value) -> Result<usize, ModelError> {
         value
             .as_u64()

@@ -49,6 +49,7 @@ fn resnet_shape(config: &UNetConfig, input: usize, output: usize) -> ResnetShape
         groups: config.groups,
         eps: config.eps,
         output_scale: 1.0,
+        scale_shift: false,
     }
 }
 
@@ -248,13 +249,23 @@ impl UpBlock {
     }
 }
 
-/// Input channels of the residual blocks of level `i` on the way up: what comes from below or from
-/// the block before, and a skip of the way down.
+/// Input channels of the residual blocks of level `i` on the way up.
 pub(crate) fn up_inputs(config: &UNetConfig, i: usize) -> Vec<usize> {
-    let channels = |i: usize| config.levels[i].channels;
-    let below = channels((i + 1).min(config.levels.len() - 1));
+    let last = config.levels.len() - 1;
+    let channels = |i: usize| config.levels[i.min(last)].channels;
+    joined_inputs(channels, config.levels[i].layers, i)
+}
+
+/// Input channels of the `layers + 1` residual blocks of level `i` on the way up: what comes from below
+/// or from the block before, and a skip of the way down. `channels` gives the channels of a level,
+/// and below the last one those of the last.
+pub(crate) fn joined_inputs(
+    channels: impl Fn(usize) -> usize,
+    layers: usize,
+    i: usize,
+) -> Vec<usize> {
+    let below = channels(i + 1);
     let last_skip = channels(i.saturating_sub(1));
-    let layers = config.levels[i].layers;
     (0..=layers)
         .map(|j| {
             let from = if j == 0 { below } else { channels(i) };

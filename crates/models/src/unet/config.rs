@@ -98,7 +98,7 @@ impl UNetConfig {
         refuse_what_cannot_run(&c)?;
         let levels = read_levels(&c)?;
         let config = UNetConfig {
-            sample_size: read_sample_size(&c)?,
+            sample_size: c.maybe_size("sample_size")?,
             in_channels: c.count("in_channels", 4)?,
             out_channels: c.count("out_channels", 4)?,
             mid: read_mid(&c)?,
@@ -107,7 +107,7 @@ impl UNetConfig {
             eps: c.number("norm_eps", 1e-5)?,
             conv_in_kernel: c.count("conv_in_kernel", 3)?,
             conv_out_kernel: c.count("conv_out_kernel", 3)?,
-            downsample_padding: read_padding(&c)?,
+            downsample_padding: c.padding("downsample_padding")?,
             linear_projection: c.flag("use_linear_projection", false)?,
             center_input: c.flag("center_input_sample", false)?,
             flip_sin_to_cos: c.flag("flip_sin_to_cos", true)?,
@@ -300,25 +300,6 @@ fn read_mid(c: &Config) -> Result<MidKind, ModelError> {
         Some("UNetMidBlock2D") => MidKind::Resnet,
         _ => MidKind::Attention,
     })
-}
-
-fn read_padding(c: &Config) -> Result<usize, ModelError> {
-    match c.get("downsample_padding") {
-        None => Ok(1),
-        Some(v) => match v.as_u64() {
-            Some(0) => Ok(0),
-            Some(1) => Ok(1),
-            _ => Err(c.error("downsample_padding", v, "0 or 1")),
-        },
-    }
-}
-
-fn read_sample_size(c: &Config) -> Result<Option<[usize; 2]>, ModelError> {
-    if c.get("sample_size").is_none() {
-        return Ok(None);
-    }
-    let size = c.counts_for("sample_size", 2, 64)?;
-    Ok(Some([size[0], size[1]]))
 }
 
 fn read_added(c: &Config) -> Result<Option<AddedConfig>, ModelError> {

@@ -93,10 +93,16 @@ impl Tally {
         self.peak = self.peak.max(self.held.saturating_add(elements));
     }
 
-    fn hold(&mut self, size: [usize; 2], channels: usize) -> u64 {
+    /// `channels` of `size` are held until their elements, which this gives, are released.
+    pub fn hold(&mut self, size: [usize; 2], channels: usize) -> u64 {
         let elements = product(&[size[0], size[1], channels]);
         self.held = self.held.saturating_add(elements);
         elements
+    }
+
+    /// `elements` are held no longer.
+    pub fn release(&mut self, elements: u64) {
+        self.held = self.held.saturating_sub(elements);
     }
 
     /// A residual block.
@@ -211,7 +217,7 @@ impl UNetConfig {
             // The skip is alive while it is joined with what comes from below.
             tally.alive(size, 2 * input);
             let (held, _) = skips.pop().unwrap_or_default();
-            tally.held = tally.held.saturating_sub(held);
+            tally.release(held);
             tally.resnet(size, input, level.channels, Some(self.time_embed_dim));
             if level.up_attention {
                 transformer(tally, size, level, level.only_cross_attention, tokens);

@@ -36,7 +36,7 @@ impl TimestepEmbedding {
     }
 
     /// `[batch, in]` to `[batch, out]`.
-    fn forward(&self, x: Tensor<2>, cond: Option<Tensor<2>>) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>, cond: Option<Tensor<2>>) -> Tensor<2> {
         let x = match (&self.cond_proj, cond) {
             (Some(proj), Some(cond)) => proj.forward_with(cond, Activation::None, Some(x)),
             _ => x,
@@ -88,7 +88,8 @@ pub(crate) fn embed(
     }
 }
 
-fn show(trace: &mut Trace<'_>, name: &str, embedding: &Tensor<2>) {
+/// Shows an embedding as a stage, `[rows, 1, 1, channels]`.
+pub(super) fn show(trace: &mut Trace<'_>, name: &str, embedding: &Tensor<2>) {
     let [rows, channels] = embedding.dims();
     trace(name, &embedding.clone().reshape([rows, 1, 1, channels]));
 }

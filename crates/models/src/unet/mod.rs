@@ -1,5 +1,6 @@
 //! The UNet of Stable Diffusion 1.x, 2.x and XL (Ronneberger et al., 2015; Rombach et al., 2022):
-//! one configurable module, diffusers' `UNet2DConditionModel`.
+//! one configurable module, diffusers' `UNet2DConditionModel`. Beside it the one without text,
+//! [`UNet2D`].
 
 mod blocks;
 mod conditioning;
@@ -10,11 +11,13 @@ mod model;
 mod presets;
 pub(crate) mod resnet;
 mod transformer;
+mod unconditional;
 
 pub use conditioning::{AddedConditioning, Conditioning};
 pub use config::{AddedConfig, MidKind, UNetConfig, UNetLevel};
 pub use cost::Cost;
 pub use model::UNet2DCondition;
+pub use unconditional::{ClassKind, Classes, UNet2D, UNet2DConfig, UNet2DLevel};
 
 use aquatint_ops::Tensor;
 

@@ -9,7 +9,8 @@ use burn::tensor::{DType, Int, TensorData};
 /// A group normalisation followed by SiLU; the autoencoder's tiled decode brings its own.
 pub(crate) type NormSilu<'a> = dyn FnMut(&GroupNorm, Tensor<4>) -> Tensor<4> + 'a;
 
-/// `conv(silu(norm(conv(silu(norm(x))) + time))) + shortcut(x)` (diffusers' `ResnetBlock2D`).
+/// `conv(silu(norm(conv(silu(norm(x))) + time))) + shortcut(x)` (diffusers' `ResnetBlock2D`); or, with
+/// a scale and a shift made of the time, `norm(conv(..)) * (1 + scale) + shift` inside.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
     norm1: GroupNorm,
@@ -19,6 +20,7 @@ pub struct ResnetBlock {
     conv2: Conv2d,
     conv_shortcut: Option<Conv2d>,
     output_scale: f64,
+    scale_shift: bool,
 }
 
 /// The shape of a [`ResnetBlock`].
@@ -36,6 +38,8 @@ pub struct ResnetShape {
     pub eps: f64,
     /// The output is divided by this.
     pub output_scale: f64,
+    /// Whether the time scales and shifts the second norm's output, and is not added before it.
+    pub scale_shift: bool,
 }
 
 impl ResnetBlock {
@@ -48,13 +52,15 @@ impl ResnetBlock {
             groups,
             eps,
             output_scale,
+            scale_shift,
         } = shape;
         let same = Conv2dShape::same;
+        let told = if scale_shift { 2 * output } else { output };
         Ok(ResnetBlock {
             norm1: GroupNorm::load(&p.at("norm1"), groups, input, eps)?,
             conv1: Conv2d::load(&p.at("conv1"), input, output, 3, same(3))?,
             time_emb_proj: match time {
-                Some(time) => Some(Linear::load(&p.at("time_emb_proj"), time, output, true)?),
+                Some(time) => Some(Linear::load(&p.at("time_emb_proj"), time, told, true)?),
                 None => None,
             },
             norm2: GroupNorm::load(&p.at("norm2"), groups, output, eps)?,
@@ -70,6 +76,7 @@ impl ResnetBlock {
                 )?),
             },
             output_scale,
+            scale_shift,
         })
     }
 
@@ -92,8 +99,13 @@ impl ResnetBlock {
             None => (x.clone(), x),
         };
         let h = norm_silu(&self.norm1, x);
-        let h = self.first_conv(h, time);
-        let h = norm_silu(&self.norm2, h);
+        let h = match (self.scale_shift, &self.time_emb_proj, time) {
+            (true, Some(proj), Some(time)) => {
+                let told = proj.forward(time.clone());
+                scaled_silu(self.norm2.forward(self.conv1.forward(h)), told)
+            }
+            _ => norm_silu(&self.norm2, self.first_conv(h, time)),
+        };
         let y = self.conv2.forward_with(h, Activation::None, Some(shortcut));
         match self.output_scale == 1.0 {
             true => y,
@@ -122,6 +134,17 @@ impl ResnetBlock {
         };
         fused::conv2d(h, self.conv1.weight.val(), Conv2dShape::same(3), epilogue)
     }
+}
+
+/// `silu(x * (1 + scale) + shift)`; `told` is scale and shift side by side, `[1 or batch, 2 channels]`.
+fn scaled_silu(x: Tensor<4>, told: Tensor<2>) -> Tensor<4> {
+    let [rows, both] = told.dims();
+    let told = told.reshape([rows, 1, 1, both]);
+    let (scale, shift) = (
+        told.clone().narrow(3, 0, both / 2),
+        told.narrow(3, both / 2, both / 2),
+    );
+    fused::silu(x * (scale + 1.0) + shift)
 }
 
 /// Halves the size by a convolution of stride 2.

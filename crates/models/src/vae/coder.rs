@@ -26,6 +26,7 @@ fn load_resnets(
                 groups: config.groups,
                 eps: EPS,
                 output_scale: 1.0,
+                scale_shift: false,
             };
             ResnetBlock::load(&p.at(format!("resnets.{j}")), shape)
         })
