@@ -3,8 +3,8 @@ unevenly: a random checkpoint, its configuration, and diffusers' output of every
 
     python golden/unet_variants.py
 
-writes golden/unet_variants/<name>.{json,safetensors}; tensors `model/...` are the checkpoint,
-`in/...` the inputs, `unet/...` the outputs (NCHW).
+writes golden/unet_variants/<name>.{json,safetensors}; tensors `model/...` are the checkpoint (f16,
+and what ran is exactly that in f32), `in/...` the inputs, `unet/...` the outputs (NCHW).
 """
 
 import json
@@ -65,6 +65,7 @@ def make(name, size, options):
         value = torch.randn_like(p)
         scaled = value / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1 * value
         p.data.copy_(1 + scaled if p.ndim == 1 and "norm" in key and key.endswith("weight") else scaled)
+    unet.half().float()
     seen = {}
 
     def watch(stage):
@@ -92,7 +93,7 @@ def make(name, size, options):
         more["timestep_cond"] = guidance_embedding(torch.tensor([6.5, 6.5]), options["time_cond_proj_dim"])
     with torch.no_grad():
         unet(inputs["in/sample"], inputs["in/timestep"], inputs["in/encoder_hidden_states"], **more)
-    model = {f"model/{k}": v for k, v in unet.state_dict().items()}
+    model = {f"model/{k}": v.half() for k, v in unet.state_dict().items()}
     save_file({k: v.contiguous() for k, v in {**model, **inputs, **seen}.items()}, HERE / f"{name}.safetensors")
     # As diffusers writes it, without its private keys.
     config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
