@@ -10,6 +10,8 @@ use super::config::{ClassKind, UNet2DConfig};
 
 /// The classes of a batch, as the model's [`ClassKind`] wants them.
 #[derive(Debug, Clone)]
+// There is one a pass.
+#[allow(clippy::large_enum_variant)]
 pub enum Classes {
     /// Rows of [`ClassKind::Table`], one a batch entry.
     Rows(Vec<usize>),
@@ -37,7 +39,7 @@ impl ClassEmbedding {
             None | Some(ClassKind::Identity) => None,
             Some(ClassKind::Table(n)) => Some(ClassEmbedding {
                 // Widened: it is small, and rows are taken of it, not products.
-                weight: Some(Param::from_tensor(p.vector("weight", [n, time])?)),
+                weight: Some(p.vector("weight", [n, time])?),
                 linear_1: None,
                 linear_2: None,
             }),

@@ -189,7 +189,7 @@ impl UNet2DConfig {
         }
         let last = self.levels.last().map_or(first, |level| level.channels);
         match self.mid_attention_groups {
-            Some(groups) if groups == 0 || last % groups != 0 => {
+            Some(groups) if !last.is_multiple_of(groups) => {
                 let expected = format!("a divisor of the last level's channels ({last})");
                 return wrong("attn_norm_num_groups", groups.to_string(), expected);
             }
