@@ -22,9 +22,10 @@ const BASE: u64 = 60_000_000;
 /// An estimate of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Bytes of the weights, in the storage type that they are used in.
+    /// Bytes of the weights, in the storage type that they are used in, of the stage that takes the most memory:
+    /// each stage lets go of its own before the next.
     pub weight_bytes: u64,
-    /// Most bytes of activations alive at once.
+    /// Most bytes of that stage's activations alive at once.
     pub activation_bytes: u64,
     /// Memory that is free now, when the system tells.
     pub available_bytes: Option<u64>,
@@ -118,22 +119,34 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
     let plan = layout(model, request)?;
     let calls = plan.network_calls();
     let (step, decode) = costs(model, request)?;
-    let weight_bytes = model.weight_bytes();
+    let [text, unet, decoder] = model.stage_weight_bytes();
+    // Weights that are converted lie in memory beside each other: the decoder is loaded before the loop.
+    let kept = match model.vae.source.converts() {
+        true => model.vae.source.bytes(),
+        false => 0,
+    };
+    let stages = [
+        (text, 0),
+        (unet + kept, step.activation_bytes),
+        (decoder, decode.activation_bytes),
+    ];
+    let largest = stages
+        .into_iter()
+        .max_by_key(|(weights, work)| weights + work);
+    let (weight_bytes, activation_bytes) = largest.unwrap_or_default();
     let work = step.times(calls).then(decode.times(request.batch as usize));
     let estimate = Estimate {
         weight_bytes,
-        activation_bytes: step.activation_bytes.max(decode.activation_bytes),
+        activation_bytes,
         available_bytes: memory::available(),
         network_calls: calls,
         seconds: 2.0 * work.multiply_adds() as f64 / speed(),
     };
+    let needed = step.activation_bytes.max(decode.activation_bytes);
     if let Some(total) = memory::total()
-        && estimate.activation_bytes > total
+        && needed > total
     {
-        return Err(EngineError::TooLarge {
-            needed: estimate.activation_bytes,
-            total,
-        });
+        return Err(EngineError::TooLarge { needed, total });
     }
     Ok(estimate)
 }

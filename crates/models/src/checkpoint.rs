@@ -176,6 +176,15 @@ impl Checkpoint {
         self.sources().iter().map(|(_, s)| s.bytes()).sum()
     }
 
+    /// Bytes of the weights that each stage of a run reads: text encoders, UNet, the autoencoder's decoder. A stage
+    /// lets go of its weights before the next.
+    pub fn stage_weight_bytes(&self) -> [u64; 3] {
+        let text = self.text.iter().map(|part| part.encoder.source.bytes());
+        // A decode does not touch the pages of the encoder.
+        let decoder = self.vae.source.bytes_of(|name| !name.contains("encoder."));
+        [text.sum(), self.unet.source.bytes(), decoder]
+    }
+
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
     /// were loaded: for use after a run went wrong.
     pub fn non_finite(&self) -> Option<ModelError> {

@@ -45,8 +45,14 @@ impl CheckpointSource {
 
     /// Bytes of the component's tensors in the storage type that they are used in.
     pub fn bytes(&self) -> u64 {
+        self.bytes_of(|_| true)
+    }
+
+    /// As [`CheckpointSource::bytes`], of the tensors whose names, as the file has them, `wanted` picks.
+    pub fn bytes_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
         let tensors = self.set.iter().filter(|(name, _)| self.belongs(name));
         tensors
+            .filter(|(name, _)| wanted(name))
             .map(|(_, info)| {
                 let elements = info.shape.iter().product::<usize>();
                 let size = self.storage.map_or_else(
@@ -56,6 +62,11 @@ impl CheckpointSource {
                 size as u64
             })
             .sum()
+    }
+
+    /// Whether the weights are converted to another storage type, and so lie in memory of their own.
+    pub fn converts(&self) -> bool {
+        self.storage.is_some()
     }
 
     /// Takes the component's pages out of this process's memory, when it is not needed for now. What is read again

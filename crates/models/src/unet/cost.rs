@@ -115,8 +115,9 @@ impl Tally {
         if input != output {
             self.conv(size, input, output, 1);
         }
-        // The input, its norm and the first convolution; then the input, a norm and the shortcut.
-        self.alive(size, input + output + input.max(output));
+        // The input, normalised in place when it has a shortcut, the shortcut (or the input kept and its norm), and
+        // the first convolution; then the norm of that in place, the shortcut and the second.
+        self.alive(size, input.max(output) + 2 * output);
     }
 
     /// The whole, for a batch.
