@@ -132,7 +132,7 @@ impl Job for Decode<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        crate::simd::with_source!(self.data, |d| d.widen(s, self.at, self.out));
+        s.widen(self.data, self.at, self.out);
     }
 }
 

@@ -7,7 +7,7 @@ use super::pack::{MatLhs, Weights};
 use super::params::{SERIAL_WORK, TASKS_PER_THREAD, split};
 use crate::Isa;
 use crate::scratch::Scratch;
-use crate::simd::{Element, Job, Simd, Source, with_source};
+use crate::simd::{Element, Job, Simd};
 
 /// `1 <= m <= FEW_ROWS`; the weight has one tap and rows of outputs.
 pub(crate) struct FewRows<'a> {
@@ -54,8 +54,7 @@ impl Job for Columns<'_, '_> {
             RhsData::F32(d) => self.rows(s, &d[offset..]),
             RhsData::F16(d) => self.rows(s, &d[offset..]),
             RhsData::BF16(d) => self.rows(s, &d[offset..]),
-            RhsData::F8E4M3(d) => self.rows(s, &d[offset..]),
-            data @ RhsData::Blocks(..) => self.blocks(s, data),
+            data => self.widened(s, data),
         }
         for row in 0..of.m {
             // SAFETY: these columns are this task's alone.
@@ -69,14 +68,14 @@ impl Job for Columns<'_, '_> {
 }
 
 impl Columns<'_, '_> {
-    /// Blocks are widened a row of the weight at a time.
+    /// Smaller types are widened a row of the weight at a time.
     #[inline(always)]
-    fn blocks<S: Simd>(&self, s: S, data: RhsData<'_>) {
+    fn widened<S: Simd>(&self, s: S, data: RhsData<'_>) {
         let of = self.of;
         let mut wide = Scratch::new(of.k);
         for col in self.cols.clone() {
             let at = of.weights.offset + col * of.weights.row_stride;
-            with_source!(data, |d| d.widen(s, at, wide.as_mut_slice()));
+            s.widen(data, at, wide.as_mut_slice());
             let one = Self {
                 of,
                 cols: col..col + 1,

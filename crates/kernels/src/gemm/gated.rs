@@ -11,7 +11,7 @@ use super::Activation;
 use super::driver::{Product, SharedOut, for_each, k_blocks, panel_vectors};
 use super::few_rows::FewRows;
 use super::finish::Finish;
-use super::pack::{KBlock, Lhs};
+use super::pack::{KBlock, Lhs, Weights};
 use super::params::{A_PANELS, A_STRIDE, B_L3, SERIAL_WORK, TASKS_PER_THREAD, even_part, split};
 use super::tile::TileArgs;
 use crate::Isa;
@@ -56,7 +56,8 @@ impl<L: Lhs> Gated<'_, L> {
                 let pack = |(panel, dst): (usize, &mut [f32])| {
                     let start = cols.start + panel * nr;
                     isa.run(PackPairs {
-                        product,
+                        weights: &product.weights,
+                        n: product.n,
                         blocks: &blocks,
                         cols: start..cols.end.min(start + nr),
                         dst,
@@ -95,27 +96,29 @@ impl<L: Lhs> Gated<'_, L> {
     }
 }
 
-struct PackPairs<'a, 'b, L> {
-    product: &'a Product<'b, L>,
+struct PackPairs<'a> {
+    weights: &'a Weights<'a>,
+    n: usize,
     blocks: &'a [KBlock],
     cols: Range<usize>,
     dst: &'a mut [f32],
 }
 
-impl<L: Lhs> Job for PackPairs<'_, '_, L> {
+impl Job for PackPairs<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = panel_vectors::<S>(self.cols.len()) * S::LANES;
-        let n = self.product.n;
         let mut rest = self.dst;
         for block in self.blocks {
             let (values, after) = rest.split_at_mut(block.len() * S::NR);
             let (gates, after) = after.split_at_mut(block.len() * S::NR);
             let of = self.cols.clone();
-            let weights = &self.product.weights;
-            weights.pack(s, of.clone(), block, width, values);
-            weights.pack(s, n + of.start..n + of.end, block, width, gates);
+            // One call for both, as it is inlined.
+            for (from, part) in [(0, values), (self.n, gates)] {
+                let cols = from + of.start..from + of.end;
+                self.weights.pack(s, cols, block, width, part);
+            }
             rest = after;
         }
     }

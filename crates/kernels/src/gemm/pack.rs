@@ -6,7 +6,7 @@ use super::params::{A_STRIDE, LINE, split};
 use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
-use crate::simd::{MAX_LANES, Simd, Source, with_source};
+use crate::simd::{MAX_LANES, Simd, address};
 
 /// A block of the inner dimension, which runs over `taps` (places of a convolution's window) and channels.
 /// Packed order is taps outside, channels inside. Holds either all taps of some channels or some taps of one
@@ -129,32 +129,19 @@ impl Weights<'_> {
         width: usize,
         dst: &mut [f32],
     ) {
-        with_source!(self.data, |d| self.pack_as(s, d, cols, block, width, dst))
-    }
-
-    #[inline(always)]
-    fn pack_as<S: Simd>(
-        &self,
-        s: S,
-        data: impl Source,
-        cols: Range<usize>,
-        block: &KBlock,
-        width: usize,
-        dst: &mut [f32],
-    ) {
         match self.layout {
             RhsLayout::RowsAreInner => {
                 for (p, row) in block.channels.clone().zip(dst.chunks_exact_mut(width)) {
                     let at = self.offset + p * self.row_stride + cols.start;
                     let (row, rest) = row.split_at_mut(cols.len());
-                    data.widen(s, at, row);
+                    s.widen(self.data, at, row);
                     rest.fill(0.0);
                 }
             }
             RhsLayout::RowsAreOutputs if self.taps == 1 => {
-                self.pack_turned(s, data, cols, block, width, dst);
+                self.pack_turned(s, cols, block, width, dst);
             }
-            RhsLayout::RowsAreOutputs => self.pack_taps(s, data, cols, block, width, dst),
+            RhsLayout::RowsAreOutputs => self.pack_taps(s, cols, block, width, dst),
         }
     }
 
@@ -163,7 +150,6 @@ impl Weights<'_> {
     fn pack_turned<S: Simd>(
         &self,
         s: S,
-        data: impl Source,
         cols: Range<usize>,
         block: &KBlock,
         width: usize,
@@ -171,6 +157,9 @@ impl Weights<'_> {
     ) {
         let len = block.channels.len();
         assert!(dst.len() >= len * width && width.is_multiple_of(S::LANES));
+        // For prefetching: bytes of 256 numbers, as one may be a fraction of a byte.
+        let start = address(self.data, 0);
+        let pitch = address(self.data, 256).addr() - start.addr();
         let mut wide = Scratch::new(S::LANES * WIDE_STRIDE);
         let wide = wide.as_mut_slice();
         let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
@@ -185,15 +174,13 @@ impl Weights<'_> {
                 let (mut square, mut stride) = (wide.as_ptr(), WIDE_STRIDE);
                 // What needs no widening is turned where it lies, if all rows are there.
                 let plain = present == S::LANES && chunk.is_multiple_of(S::LANES);
-                if let Some(first) = plain
-                    .then(|| data.plain(row(0) + chunk0, last + chunk - row(0) - chunk0))
-                    .flatten()
-                {
+                if let (true, RhsData::F32(d)) = (plain, self.data) {
+                    let first = &d[row(0) + chunk0..last + chunk];
                     (square, stride) = (first.as_ptr(), self.row_stride);
                 } else {
                     for (lane, wide) in wide.chunks_exact_mut(WIDE_STRIDE).enumerate() {
                         if lane < present {
-                            data.widen(s, row(lane) + chunk0, &mut wide[..chunk]);
+                            s.widen(self.data, row(lane) + chunk0, &mut wide[..chunk]);
                         } else {
                             wide[..chunk].fill(0.0);
                         }
@@ -202,7 +189,8 @@ impl Weights<'_> {
                 for f0 in (0..chunk).step_by(S::LANES) {
                     for lane in 0..present {
                         // Where these rows go on after this chunk.
-                        s.prefetch(data.address(row(lane) + chunk0 + f0 + WIDE).cast());
+                        let next = row(lane) + chunk0 + f0 + WIDE;
+                        s.prefetch(start.wrapping_add(next * pitch / 256).cast());
                     }
                     let at = (chunk0 + f0) * width + lane0;
                     let rows = S::LANES.min(chunk - f0);
@@ -229,7 +217,6 @@ impl Weights<'_> {
     fn pack_taps<S: Simd>(
         &self,
         s: S,
-        data: impl Source,
         cols: Range<usize>,
         block: &KBlock,
         width: usize,
@@ -249,7 +236,7 @@ impl Weights<'_> {
                     let col = cols.start + lane0 + lane;
                     if col < cols.end {
                         let at = col * self.row_stride + first + chunk0;
-                        data.widen(s, at, &mut row[..len]);
+                        s.widen(self.data, at, &mut row[..len]);
                     } else {
                         row[..len].fill(0.0);
                     }

@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Job, Simd};
+use super::{Job, Simd, source};
+use crate::RhsData;
 use crate::gemm::tile::{TileArgs, dispatch_rows};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
@@ -174,6 +175,15 @@ impl Simd for Avx2 {
                 );
             }
         })
+    }
+
+    #[inline(always)]
+    fn widen(self, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner(s: Avx2, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+            source::widen(s, data, at, out);
+        }
+        proven!(inner(self, data, at, out))
     }
 
     #[inline(always)]

@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Job, Simd};
+use super::{Job, Simd, source};
+use crate::RhsData;
 use crate::gemm::tile::{TileArgs, dispatch_rows};
 
 /// Proof that the CPU has AVX-512F (and what [`Avx512::detect`] asks beside it).
@@ -182,6 +183,15 @@ impl Simd for Avx512 {
                 _mm512_storeu_ps(row(3), _mm512_shuffle_f32x4::<0xDD>(high, high2));
             }
         })
+    }
+
+    #[inline(always)]
+    fn widen(self, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+        #[target_feature(enable = "avx512f,avx2,fma")]
+        fn inner(s: Avx512, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+            source::widen(s, data, at, out);
+        }
+        proven!(inner(self, data, at, out))
     }
 
     #[inline(always)]

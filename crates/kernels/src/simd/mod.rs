@@ -18,8 +18,9 @@ mod source;
 use half::{bf16, f16};
 
 pub use isa::Isa;
-pub(crate) use source::{Element, Source, half_to_f32, with_source};
+pub(crate) use source::{Element, Source, address, half_to_f32};
 
+use crate::RhsData;
 use crate::gemm::tile::TileArgs;
 
 /// Most lanes any instruction set has.
@@ -133,6 +134,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the caller's promise.
         unsafe { self.transpose_to(src, stride, dst, Self::LANES) }
     }
+    /// Widens numbers `at..at + out.len()` of `data`. One function for each instruction set, called and not inlined:
+    /// there are many storage types and many callers.
+    fn widen(self, data: RhsData<'_>, at: usize, out: &mut [f32]);
     /// Runs the matrix tile of `args`.
     ///
     /// # Safety

@@ -4,7 +4,8 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::{Job, Simd};
+use super::{Job, Simd, source};
+use crate::RhsData;
 use crate::gemm::tile::{TileArgs, dispatch_rows};
 
 /// Proof that the CPU has NEON.
@@ -148,6 +149,15 @@ impl Simd for Neon {
                 vcombine_f32(vget_high_f32(a.1), vget_high_f32(b.1)),
             );
         })
+    }
+
+    #[inline(always)]
+    fn widen(self, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+        #[target_feature(enable = "neon")]
+        fn inner(s: Neon, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+            source::widen(s, data, at, out);
+        }
+        proven!(inner(self, data, at, out))
     }
 
     #[inline(always)]

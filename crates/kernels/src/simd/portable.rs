@@ -2,7 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{Simd, source};
+use crate::RhsData;
 use crate::gemm::tile::{TileArgs, dispatch_rows};
 
 /// No special instructions.
@@ -93,6 +94,10 @@ impl Simd for Portable {
             // SAFETY: the caller's promise covers rows 0..4 of `src` and of `dst`.
             unsafe { self.store(dst.add(i * dst_stride), each(|j| *src.add(j * stride + i))) };
         }
+    }
+
+    fn widen(self, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+        source::widen(self, data, at, out);
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::Simd;
+use crate::RhsData;
 
 /// A storage type whose every number stands for itself. A `u8` is an f8 (e4m3fn).
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -10,11 +11,6 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is readable for `LANES` elements.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-    /// The slice itself when nothing needs to be widened.
-    #[inline(always)]
-    fn plain(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
 }
 
 impl Element for f32 {
@@ -26,10 +22,6 @@ impl Element for f32 {
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's promise is the same.
         unsafe { s.load(p) }
-    }
-    #[inline(always)]
-    fn plain(x: &[Self]) -> Option<&[f32]> {
-        Some(x)
     }
 }
 
@@ -72,14 +64,6 @@ pub(crate) trait Source: Copy + Send + Sync {
     fn widen<S: Simd>(self, s: S, at: usize, out: &mut [f32]);
     /// Where number `at` is, for prefetching.
     fn address(self, at: usize) -> *const u8;
-    /// Numbers `at..at + len` themselves when nothing needs to be widened.
-    #[inline(always)]
-    fn plain<'a>(self, _at: usize, _len: usize) -> Option<&'a [f32]>
-    where
-        Self: 'a,
-    {
-        None
-    }
 }
 
 impl<E: Element> Source for &[E] {
@@ -91,14 +75,6 @@ impl<E: Element> Source for &[E] {
     #[inline(always)]
     fn address(self, at: usize) -> *const u8 {
         self.as_ptr().wrapping_add(at).cast()
-    }
-
-    #[inline(always)]
-    fn plain<'a>(self, at: usize, len: usize) -> Option<&'a [f32]>
-    where
-        Self: 'a,
-    {
-        E::plain(&self[at..][..len])
     }
 }
 
@@ -127,7 +103,18 @@ macro_rules! with_source {
         }
     }};
 }
-pub(crate) use with_source;
+
+/// What [`Simd::widen`] does, to be compiled for an instruction set.
+#[inline(always)]
+pub(super) fn widen<S: Simd>(s: S, data: RhsData<'_>, at: usize, out: &mut [f32]) {
+    with_source!(data, |d| d.widen(s, at, out));
+}
+
+/// Where number `at` is, for prefetching.
+#[inline]
+pub(crate) fn address(data: RhsData<'_>, at: usize) -> *const u8 {
+    with_source!(data, |d| d.address(at))
+}
 
 /// The number that the bits of an f16 stand for. Not `half`'s: that asks the CPU for its instructions each time.
 #[inline(always)]

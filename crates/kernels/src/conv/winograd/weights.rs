@@ -6,7 +6,7 @@ use super::plan::PAD;
 use super::transform::{SIDE, columns, row, side, square, weight_line};
 use crate::conv::fold::Join;
 use crate::conv::window::Window;
-use crate::simd::{Job, MAX_LANES, Simd, Source, with_source};
+use crate::simd::{Job, MAX_LANES, Simd, address};
 
 /// Channels that are turned together: with 9 places each, a whole number of squares of every LANES.
 const TURN: usize = 16;
@@ -39,13 +39,13 @@ impl<const M: usize> Job for TransformWeights<'_, '_, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        with_source!(self.conv.weight, |d| self.transform(s, d));
+        self.transform(s);
     }
 }
 
 impl<const M: usize> TransformWeights<'_, '_, M> {
     #[inline(always)]
-    fn transform<S: Simd>(self, s: S, data: impl Source) {
+    fn transform<S: Simd>(self, s: S) {
         let joins = self.conv.joins(self.parity);
         let mut wide = [0.0f32; MAX_LANES * WIDE];
         let mut taps = [0.0f32; TURN * 9 * MAX_LANES];
@@ -57,7 +57,7 @@ impl<const M: usize> TransformWeights<'_, '_, M> {
                     let row = &mut row[..count * 9];
                     if col < self.cols.end {
                         let at = (col * self.conv.in_channels + self.channels.start + c) * 9;
-                        data.widen(s, at, row);
+                        s.widen(self.conv.weight, at, row);
                     } else {
                         row.fill(0.0);
                     }
@@ -93,7 +93,7 @@ impl Ahead {
     pub(super) fn new(conv: &Window<'_>, cols: Range<usize>, channels: Range<usize>) -> Self {
         let first = (cols.start * conv.in_channels + channels.start) * 9;
         // A row's bytes, and those of the channels: numbers may be fractions of a byte.
-        let at = |i| with_source!(conv.weight, |d| d.address(i));
+        let at = |i| address(conv.weight, i);
         let bytes = |len| at(len).addr() - at(0).addr();
         Self {
             start: at(first),
