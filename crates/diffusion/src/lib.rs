@@ -62,6 +62,7 @@ pub mod sampler;
 pub mod schedule;
 mod spacing;
 mod special;
+pub mod training;
 
 pub use beta::{BetaSchedule, NoiseSchedule};
 pub use config::{SchedulerConfig, TimestepSpacing};

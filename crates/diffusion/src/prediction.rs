@@ -46,8 +46,29 @@ impl Prediction {
         crate::math::combine([(of_x, x), (of_output, output)])
     }
 
+    /// What a network of this kind is trained to give.
+    ///
+    /// # Shapes
+    /// `clean` and `noise` have the same length; so has the result.
+    pub fn target(self, clean: &[f32], noise: &[f32], level: Level) -> Vec<f32> {
+        match self {
+            Self::Epsilon => noise.to_vec(),
+            Self::Sample => clean.to_vec(),
+            Self::V => {
+                let norm = level.alpha.hypot(level.sigma);
+                crate::math::combine([(level.alpha / norm, noise), (-level.sigma / norm, clean)])
+            }
+        }
+    }
+
+    /// How much a squared error of the output weighs as one of the clean latent:
+    /// `|x0 - x0'|² = factor · |output - output'|²` for a given noised latent.
+    pub(crate) fn error_factor(self, level: Level) -> f64 {
+        self.coefficients(level).1.powi(2)
+    }
+
     /// The output that a network of this kind would give for a clean latent: the inverse of
-    /// [`denoised`](Self::denoised). Training targets and tests use it.
+    /// [`denoised`](Self::denoised).
     pub fn output(self, denoised: &[f32], x: &[f32], level: Level) -> Vec<f32> {
         let (of_x, of_output) = self.coefficients(level);
         crate::math::combine([(1.0 / of_output, denoised), (-of_x / of_output, x)])

@@ -6,7 +6,7 @@
 
 mod mathfun;
 mod mt19937;
-mod philox;
+pub(crate) mod philox;
 mod torch_cpu;
 
 #[cfg(test)]

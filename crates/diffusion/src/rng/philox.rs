@@ -37,7 +37,7 @@ impl Philox {
         }
     }
 
-    pub(super) fn from_parts(seed: u64, offset: u64) -> Self {
+    pub(crate) fn from_parts(seed: u64, offset: u64) -> Self {
         Self { seed, offset }
     }
 }
@@ -57,12 +57,12 @@ impl NoiseSource for Philox {
 }
 
 /// Low and high half.
-fn halves(x: u64) -> [u32; 2] {
+pub(crate) fn halves(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
 }
 
 /// The bijection: ten rounds, the key bumped between them.
-fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
     // The golden ratio, and the square root of 3 less 1.
     const BUMPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
