@@ -75,6 +75,16 @@ pub enum TrainError {
         /// What would be valid.
         expected: String,
     },
+    /// A configuration that cannot be understood.
+    #[error("{path}{line}: {message}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// `, line N` where it is known.
+        line: String,
+        /// What was found and expected.
+        message: String,
+    },
     /// No picture of the data could be decoded.
     #[error(
         "{path}: none of its {pictures} pictures could be read; the first said: {first}",

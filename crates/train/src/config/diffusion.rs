@@ -1,0 +1,453 @@
+//! `aquatint train diffusion CONFIG.toml`.
+
+use std::path::{Path, PathBuf};
+
+use aquatint_diffusion::training::{LossWeight, Objective, TimestepSampling};
+use aquatint_diffusion::{BetaSchedule, Prediction, SchedulerConfig, TimestepSpacing};
+use serde::{Deserialize, Serialize};
+
+use super::{CheckpointConfig, clip_norm, parse, range, steps};
+use crate::TrainError;
+use crate::data::{Buckets, CaptionOptions, Crop, PictureOptions, Size};
+use crate::optim::{AdamW, Ema, LearningRate};
+
+/// A diffusion run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusionConfig {
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u64,
+    /// Updates of the weights.
+    pub steps: u64,
+    /// Examples that the network sees at once.
+    pub batch_size: usize,
+    /// Batches whose gradients make one update.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Gradients longer than this are shortened; 0 for never.
+    #[serde(default = "unit")]
+    pub clip_norm: f64,
+    /// The network.
+    pub model: ModelConfig,
+    /// The pictures.
+    pub data: DataConfig,
+    /// What is learned.
+    #[serde(default)]
+    pub objective: ObjectiveConfig,
+    /// AdamW.
+    #[serde(default)]
+    pub optimizer: AdamW,
+    /// Learning rate.
+    #[serde(default)]
+    pub learning_rate: LearningRate,
+    /// Averaged weights; `decay = 0` trains without.
+    #[serde(default)]
+    pub ema: Ema,
+    /// A low-rank addition is trained instead of the network itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// When the state is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Pictures on the way.
+    #[serde(default)]
+    pub samples: SampleConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+/// What a model is told beside the noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelKind {
+    /// A caption, through a text encoder.
+    #[default]
+    Text,
+    /// A class: the subfolder a picture lies in.
+    Class,
+    /// Nothing.
+    Unconditional,
+    /// Nothing; it draws points in the plane, not pictures.
+    Points,
+}
+
+/// The network of a run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// What it is told.
+    pub kind: ModelKind,
+    /// A diffusers folder whose weights the run starts from; the tables below are not needed then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// Keys of diffusers' `unet/config.json`.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub unet: toml::Table,
+    /// A folder with an autoencoder (`config.json` and weights), for a latent model; without one the model
+    /// draws pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<PathBuf>,
+    /// Keys of transformers' `CLIPTextConfig`, for a text encoder that is trained together with the network.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub text_encoder: toml::Table,
+    /// A folder with `vocab.json` and `merges.txt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Whether the text encoder is trained too. One that begins at random always is.
+    pub train_text_encoder: bool,
+    /// Width and depth of the network for points.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub points: toml::Table,
+}
+
+/// Points in the plane that need no files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Points {
+    /// scikit-learn's `make_swiss_roll`, seen from the side, scaled to unit variance.
+    SwissRoll,
+}
+
+/// The examples of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder of pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Or points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub points: Option<Points>,
+    /// Side of the pictures in pixels.
+    pub resolution: usize,
+    /// Sizes by shape, for pictures that are not square.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<BucketConfig>,
+    /// Which part of a picture is kept.
+    pub crop: Crop,
+    /// Share of mirrored examples.
+    pub flip: f64,
+    /// How captions vary.
+    pub captions: CaptionOptions,
+    /// Threads that decode.
+    pub workers: usize,
+    /// Every so-many-th picture is not trained on but measures the loss; 0 for none.
+    pub holdout: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            points: None,
+            resolution: 64,
+            buckets: None,
+            crop: Crop::Center,
+            flip: 0.0,
+            captions: CaptionOptions::default(),
+            workers: 1,
+            holdout: 0,
+        }
+    }
+}
+
+/// Aspect-ratio buckets, see [`Buckets::by_aspect`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketConfig {
+    /// Shortest side in pixels.
+    pub smallest: usize,
+    /// Longest side in pixels.
+    pub largest: usize,
+    /// Sides are multiples of this.
+    pub step: usize,
+}
+
+/// What the network learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectiveConfig {
+    /// What it predicts.
+    pub prediction: Prediction,
+    /// How the noise levels are drawn.
+    pub timesteps: TimestepSampling,
+    /// What an error counts by noise level.
+    pub loss_weight: LossWeight,
+    /// Noise of whole channels, see [`Objective::new`].
+    pub offset_noise: f64,
+    /// Training steps T of the forward process.
+    pub train_timesteps: usize,
+    /// How its betas run.
+    pub beta_schedule: BetaSchedule,
+    /// The first beta.
+    pub beta_start: f64,
+    /// The last beta.
+    pub beta_end: f64,
+    /// The last step keeps no signal (Lin et al. 2023).
+    pub zero_terminal_snr: bool,
+}
+
+impl Default for ObjectiveConfig {
+    fn default() -> Self {
+        Self {
+            prediction: Prediction::Epsilon,
+            timesteps: TimestepSampling::Uniform,
+            loss_weight: LossWeight::Uniform,
+            offset_noise: 0.0,
+            train_timesteps: 1000,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            zero_terminal_snr: false,
+        }
+    }
+}
+
+impl ObjectiveConfig {
+    /// The forward process as a diffusers scheduler, which the trained model is sampled with.
+    pub fn scheduler(&self) -> SchedulerConfig {
+        SchedulerConfig {
+            num_train_timesteps: Some(self.train_timesteps),
+            beta_start: Some(self.beta_start),
+            beta_end: Some(self.beta_end),
+            beta_schedule: Some(self.beta_schedule),
+            prediction_type: Some(self.prediction),
+            rescale_betas_zero_snr: Some(self.zero_terminal_snr),
+            timestep_spacing: Some(TimestepSpacing::Trailing),
+            set_alpha_to_one: Some(true),
+            clip_sample: Some(false),
+            ..SchedulerConfig::default()
+        }
+    }
+
+    /// The objective.
+    ///
+    /// # Errors
+    /// As [`Objective::new`].
+    pub fn build(&self) -> Result<Objective, TrainError> {
+        let scheduler = self.scheduler();
+        Ok(Objective::new(
+            &scheduler,
+            self.timesteps,
+            self.loss_weight,
+            self.offset_noise,
+        )?)
+    }
+}
+
+/// How a LoRA's file names its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoraLayout {
+    /// As `pipe.save_lora_weights` of diffusers does.
+    #[default]
+    Diffusers,
+    /// As kohya's sd-scripts do, which AUTOMATIC1111 and ComfyUI read.
+    Kohya,
+}
+
+/// A low-rank addition (Hu et al. 2021).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of each addition.
+    pub rank: usize,
+    /// The addition counts `alpha / rank`.
+    pub alpha: f64,
+    /// Endings of the names of the linear layers that get one.
+    pub targets: Vec<String>,
+    /// Also for the text encoder's `q_proj`, `k_proj`, `v_proj` and `out_proj`.
+    pub text_encoder: bool,
+    /// How the file is written.
+    pub layout: LoraLayout,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 8.0,
+            targets: ["to_q", "to_k", "to_v", "to_out.0"]
+                .map(str::to_owned)
+                .to_vec(),
+            text_encoder: false,
+            layout: LoraLayout::Diffusers,
+        }
+    }
+}
+
+/// Pictures that show how far a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Every so many steps; 0 for never.
+    pub every: u64,
+    /// One picture each; an unconditional model draws `count`.
+    pub prompts: Vec<String>,
+    /// Pictures of an unconditional model; points of a toy are a hundred times as many.
+    pub count: usize,
+    /// Name of the sampler.
+    pub sampler: String,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f64,
+    /// Seed of the first picture; the others follow.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            every: 0,
+            prompts: Vec::new(),
+            count: 16,
+            sampler: "ddim".into(),
+            steps: 20,
+            guidance: 4.0,
+            seed: 0,
+        }
+    }
+}
+
+impl DiffusionConfig {
+    /// Reads a configuration. Paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not TOML, holds unknown keys or values outside of their ranges.
+    pub fn read(path: &Path) -> Result<Self, TrainError> {
+        let mut config: Self = parse::read(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let paths = [
+            &mut config.data.dir,
+            &mut config.model.from,
+            &mut config.model.autoencoder,
+            &mut config.model.tokenizer,
+        ];
+        for path in paths.into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether every value is one that can be used.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), TrainError> {
+        steps(self.steps)?;
+        range("batch_size", self.batch_size, 1, 65_536)?;
+        range("accumulate", self.accumulate, 1, 65_536)?;
+        clip_norm(self.clip_norm)?;
+        self.optimizer.check()?;
+        self.learning_rate.check()?;
+        self.ema.check()?;
+        self.checkpoint.check()?;
+        self.objective.build()?;
+        range("samples.steps", self.samples.steps, 1, 10_000)?;
+        range("samples.count", self.samples.count, 1, 1024)?;
+        range("data.holdout", self.data.holdout, 0, usize::MAX)?;
+        if self.data.holdout == 1 {
+            let expected = "0, or 2 and more: every picture would be held out";
+            return Err(TrainError::setting("data.holdout", 1, expected));
+        }
+        self.check_source()?;
+        self.check_lora()
+    }
+
+    fn check_source(&self) -> Result<(), TrainError> {
+        let points = self.model.kind == ModelKind::Points;
+        match (points, &self.data.dir, self.data.points) {
+            (true, None, Some(_)) | (false, Some(_), None) => {}
+            (true, ..) => {
+                let expected = "`points = \"swiss-roll\"` and no dir, for a model of kind points";
+                return Err(TrainError::setting("data", "another source", expected));
+            }
+            (false, ..) => {
+                let expected = "a folder of pictures";
+                return Err(TrainError::setting("data.dir", "absent", expected));
+            }
+        }
+        if self.model.from.is_none() && !points && self.model.unet.is_empty() {
+            let expected = "a table with the keys of a unet/config.json, or model.from";
+            return Err(TrainError::setting("model.unet", "absent", expected));
+        }
+        if self.model.kind == ModelKind::Text && self.model.from.is_none() {
+            for (key, absent) in [
+                ("model.text_encoder", self.model.text_encoder.is_empty()),
+                ("model.tokenizer", self.model.tokenizer.is_none()),
+            ] {
+                if absent {
+                    let expected = "set, for a model that is told captions";
+                    return Err(TrainError::setting(key, "absent", expected));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_lora(&self) -> Result<(), TrainError> {
+        let Some(lora) = &self.lora else {
+            return Ok(());
+        };
+        range("lora.rank", lora.rank, 1, 4096)?;
+        if !(lora.alpha > 0.0 && lora.alpha.is_finite()) {
+            return Err(TrainError::setting(
+                "lora.alpha",
+                lora.alpha,
+                "a number above 0",
+            ));
+        }
+        if lora.targets.is_empty() {
+            return Err(TrainError::setting(
+                "lora.targets",
+                "empty",
+                "names of layers, such as to_q",
+            ));
+        }
+        if self.model.from.is_none() {
+            let expected = "a model folder: a LoRA is trained on top of one";
+            return Err(TrainError::setting("model.from", "absent", expected));
+        }
+        Ok(())
+    }
+
+    /// The limit of the gradient's norm.
+    pub fn clip(&self) -> Option<f64> {
+        clip_norm(self.clip_norm).unwrap_or(None)
+    }
+
+    /// Sizes of the pictures for a model that halves its input to `1 / multiple`.
+    ///
+    /// # Errors
+    /// Sizes that are not multiples of it.
+    pub fn buckets(&self, multiple: usize) -> Result<Buckets, TrainError> {
+        let side = self.data.resolution;
+        match self.data.buckets {
+            Some(b) => Buckets::by_aspect(side, b.smallest, b.largest, b.step, multiple),
+            None => Buckets::one(
+                Size {
+                    width: side,
+                    height: side,
+                },
+                multiple,
+            ),
+        }
+    }
+
+    /// Crops and flips.
+    pub fn picture_options(&self) -> PictureOptions {
+        PictureOptions {
+            crop: self.data.crop,
+            flip: self.data.flip,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a run is told, as TOML. Every key that is not known is an error that names the nearest one.
+
+mod autoencoder;
+mod diffusion;
+mod parse;
+
+pub use autoencoder::{AutoencoderConfig, AutoencoderLoss};
+pub use diffusion::{
+    BucketConfig, DataConfig, DiffusionConfig, LoraConfig, LoraLayout, ModelConfig, ModelKind,
+    ObjectiveConfig, Points, SampleConfig,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// When a run's state is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Every so many minutes; 0 for never.
+    pub minutes: f64,
+    /// Every so many steps; 0 for never.
+    pub steps: u64,
+    /// How many are kept, beside the best.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            minutes: 10.0,
+            steps: 0,
+            keep: 2,
+        }
+    }
+}
+
+impl CheckpointConfig {
+    fn check(&self) -> Result<(), TrainError> {
+        if !(0.0..=100_000.0).contains(&self.minutes) {
+            return Err(TrainError::setting(
+                "checkpoint.minutes",
+                self.minutes,
+                "0 to 100000",
+            ));
+        }
+        range("checkpoint.keep", self.keep, 1, 1000)
+    }
+}
+
+/// Largest number of steps: more than any run, and sums of steps stay exact in f64.
+const MOST_STEPS: u64 = 1 << 40;
+
+fn range(key: &str, found: usize, least: usize, most: usize) -> Result<(), TrainError> {
+    if (least..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(TrainError::setting(
+        key,
+        found,
+        format!("{least} to {most}"),
+    ))
+}
+
+fn steps(found: u64) -> Result<(), TrainError> {
+    if (1..=MOST_STEPS).contains(&found) {
+        return Ok(());
+    }
+    Err(TrainError::setting(
+        "steps",
+        found,
+        format!("1 to {MOST_STEPS}"),
+    ))
+}
+
+fn clip_norm(found: f64) -> Result<Option<f64>, TrainError> {
+    if found == 0.0 {
+        return Ok(None);
+    }
+    if found > 0.0 && found.is_finite() {
+        return Ok(Some(found));
+    }
+    Err(TrainError::setting(
+        "clip_norm",
+        found,
+        "a number above 0, or 0 for none",
+    ))
+}
