@@ -7,7 +7,9 @@
 pub mod config;
 pub mod data;
 mod error;
+mod init;
 pub mod metrics;
 pub mod optim;
 
 pub use error::TrainError;
+pub use init::Init;
