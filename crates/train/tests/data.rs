@@ -4,8 +4,8 @@ use std::path::Path;
 
 use aquatint_train::TrainError;
 use aquatint_train::data::{
-    Batch, Buckets, CaptionOptions, Crop, Folder, Loader, LoaderOptions, PictureOptions, Size,
-    picture,
+    Batch, Buckets, CaptionOptions, Crop, Folder, Loader, LoaderOptions, PictureOptions,
+    SelectionOptions, Size, picture,
 };
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
 
@@ -32,14 +32,16 @@ fn square(side: usize) -> Size {
 
 fn options(batch: usize, workers: usize) -> LoaderOptions {
     LoaderOptions {
-        seed: 3,
-        batch,
-        workers,
-        picture: PictureOptions {
-            crop: Crop::Random,
-            flip: 0.5,
+        selection: SelectionOptions {
+            seed: 3,
+            batch,
+            picture: PictureOptions {
+                crop: Crop::Random,
+                flip: 0.5,
+            },
+            captions: CaptionOptions::default(),
         },
-        captions: CaptionOptions::default(),
+        workers,
     }
 }
 
@@ -277,8 +279,10 @@ fn options_out_of_range_are_refused() {
             .expect_err("refused")
             .to_string()
     };
-    assert!(refused(&|o| o.batch = 0).contains("batch_size is 0"));
+    assert!(refused(&|o| o.selection.batch = 0).contains("batch_size is 0"));
     assert!(refused(&|o| o.workers = 0).contains("data.workers"));
-    assert!(refused(&|o| o.picture.flip = 2.0).contains("data.flip"));
-    assert!(refused(&|o| o.captions.dropout = f64::NAN).contains("data.captions.dropout"));
+    assert!(refused(&|o| o.selection.picture.flip = 2.0).contains("data.flip"));
+    assert!(
+        refused(&|o| o.selection.captions.dropout = f64::NAN).contains("data.captions.dropout")
+    );
 }

@@ -149,6 +149,24 @@ impl Folder {
         })
     }
 
+    /// Parts the pictures: every `every`-th (the first of each `every`) is held out of training. The second folder
+    /// holds those; with `every` 0 it is empty.
+    pub fn hold_out(self, every: usize) -> (Self, Self) {
+        let (mut train, mut held) = (Vec::new(), Vec::new());
+        for (i, example) in self.examples.into_iter().enumerate() {
+            match every > 0 && i % every == 0 {
+                true => held.push(example),
+                false => train.push(example),
+            }
+        }
+        let with = |examples| Self {
+            path: self.path.clone(),
+            examples,
+            classes: self.classes.clone(),
+        };
+        (with(train), with(held))
+    }
+
     /// Fails when a picture has no caption, as a text-conditional model needs.
     ///
     /// # Errors

@@ -1,16 +1,14 @@
 //! Batches, decoded ahead of the step.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use aquatint_diffusion::training::Draw;
-
 use super::picture::{self, Placement};
-use super::{Buckets, CaptionOptions, Crop, Example, Folder, Order, PictureOptions, Size};
+use super::{Buckets, Example, Folder, Selection, SelectionOptions, Size};
 use crate::TrainError;
 
 /// One decoded example.
@@ -55,16 +53,10 @@ pub struct Skipped {
 /// How a [`Loader`] works.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoaderOptions {
-    /// Seed of order, crops, flips and captions.
-    pub seed: u64,
-    /// Examples of a batch.
-    pub batch: usize,
+    /// What a batch consists of.
+    pub selection: SelectionOptions,
     /// Threads that decode; at least 1.
     pub workers: usize,
-    /// Crops and flips.
-    pub picture: PictureOptions,
-    /// Captions.
-    pub captions: CaptionOptions,
 }
 
 /// Batches of a folder in order, decoded by worker threads a few steps ahead.
@@ -84,12 +76,9 @@ pub struct Loader {
 struct Plan {
     examples: Vec<Example>,
     sizes: Vec<Size>,
-    order: Order,
-    options: LoaderOptions,
+    selection: Selection,
     next: AtomicU64,
     end: u64,
-    /// The epochs being read; workers may be in two at once.
-    epochs: Mutex<HashMap<u64, Arc<Vec<super::Place>>>>,
 }
 
 impl Loader {
@@ -108,42 +97,20 @@ impl Loader {
         end: u64,
     ) -> Result<Self, TrainError> {
         check(&options)?;
-        let mut skipped = Vec::new();
-        let (mut examples, mut bucket_of) = (Vec::new(), Vec::new());
-        let mut indices = Vec::new();
-        for (index, example) in folder.examples.iter().enumerate() {
-            match picture::dimensions(&example.path) {
-                Ok(size) => {
-                    bucket_of.push(buckets.of(size.width, size.height));
-                    examples.push(example.clone());
-                    indices.push(index);
-                }
-                Err(reason) => skipped.push(Skipped {
-                    path: example.path.clone(),
-                    reason,
-                }),
-            }
-        }
-        if examples.is_empty() {
-            return Err(TrainError::AllCorrupt {
-                path: folder.path.clone(),
-                pictures: folder.examples.len(),
-                first: skipped
-                    .first()
-                    .map(|s| s.reason.clone())
-                    .unwrap_or_default(),
-            });
-        }
-        let order = Order::new(options.seed, options.batch, &bucket_of);
-        let (batches_per_epoch, count) = (order.batches_per_epoch(), examples.len());
+        let Readable {
+            examples,
+            indices,
+            bucket_of,
+            skipped,
+        } = Readable::of(folder, buckets)?;
+        let selection = Selection::new(options.selection, &bucket_of);
+        let (batches_per_epoch, count) = (selection.batches_per_epoch(), examples.len());
         let plan = Arc::new(Plan {
             examples,
             sizes: buckets.sizes().to_vec(),
-            order,
-            options,
+            selection,
             next: AtomicU64::new(from),
             end,
-            epochs: Mutex::default(),
         });
         let indices = Arc::new(indices);
         let (sender, results) = sync_channel(options.workers);
@@ -208,13 +175,65 @@ impl Drop for Loader {
     }
 }
 
+/// The pictures of a folder whose headers can be read.
+#[derive(Debug)]
+pub struct Readable {
+    /// Those pictures.
+    pub examples: Vec<Example>,
+    /// Index of each into [`Folder::examples`].
+    pub indices: Vec<usize>,
+    /// Bucket of each.
+    pub bucket_of: Vec<usize>,
+    /// The others.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Readable {
+    /// Reads the header of every picture.
+    ///
+    /// # Errors
+    /// [`TrainError::AllCorrupt`] when none can be read.
+    pub fn of(folder: &Folder, buckets: &Buckets) -> Result<Self, TrainError> {
+        let mut readable = Self {
+            examples: Vec::new(),
+            indices: Vec::new(),
+            bucket_of: Vec::new(),
+            skipped: Vec::new(),
+        };
+        for (index, example) in folder.examples.iter().enumerate() {
+            match picture::dimensions(&example.path) {
+                Ok(size) => {
+                    readable.bucket_of.push(buckets.of(size.width, size.height));
+                    readable.examples.push(example.clone());
+                    readable.indices.push(index);
+                }
+                Err(reason) => readable.skipped.push(Skipped {
+                    path: example.path.clone(),
+                    reason,
+                }),
+            }
+        }
+        if readable.examples.is_empty() {
+            let first = readable.skipped.first();
+            return Err(TrainError::AllCorrupt {
+                path: folder.path.clone(),
+                pictures: folder.examples.len(),
+                first: first.map(|s| s.reason.clone()).unwrap_or_default(),
+            });
+        }
+        Ok(readable)
+    }
+}
+
 fn check(options: &LoaderOptions) -> Result<(), TrainError> {
-    if !(1..=65_536).contains(&options.batch) {
-        return Err(TrainError::setting(
-            "batch_size",
-            options.batch,
-            "1 to 65536",
-        ));
+    let SelectionOptions {
+        batch,
+        picture,
+        captions,
+        ..
+    } = &options.selection;
+    if !(1..=65_536).contains(batch) {
+        return Err(TrainError::setting("batch_size", batch, "1 to 65536"));
     }
     if !(1..=256).contains(&options.workers) {
         return Err(TrainError::setting(
@@ -223,14 +242,10 @@ fn check(options: &LoaderOptions) -> Result<(), TrainError> {
             "1 to 256",
         ));
     }
-    if !(0.0..=1.0).contains(&options.picture.flip) {
-        return Err(TrainError::setting(
-            "data.flip",
-            options.picture.flip,
-            "0 to 1",
-        ));
+    if !(0.0..=1.0).contains(&picture.flip) {
+        return Err(TrainError::setting("data.flip", picture.flip, "0 to 1"));
     }
-    options.captions.check()
+    captions.check()
 }
 
 fn work(plan: &Plan, indices: &[usize], results: &SyncSender<Batch>) {
@@ -244,67 +259,37 @@ fn work(plan: &Plan, indices: &[usize], results: &SyncSender<Batch>) {
 
 impl Plan {
     fn batch(&self, number: u64, indices: &[usize]) -> Batch {
-        let per_epoch = self.order.batches_per_epoch() as u64;
-        let epoch = number / per_epoch;
-        let place = &self.epoch(epoch)[(number % per_epoch) as usize];
-        let size = self.sizes[place.bucket];
+        let picks = self.selection.picks(number, &self.examples);
+        let size = self.sizes[picks.bucket];
         let (mut samples, mut skipped) = (Vec::new(), Vec::new());
-        for (slot, &example) in place.examples.iter().enumerate() {
-            match self.sample(number, slot, example, size) {
-                Ok(sample) => samples.push(Sample {
-                    index: indices[example],
-                    ..sample
+        for pick in picks.picks {
+            let path = &self.examples[pick.example].path;
+            let place = Placement {
+                size,
+                across: pick.across,
+                down: pick.down,
+                mirror: pick.mirror,
+            };
+            match picture::load(path, place) {
+                Ok(pixels) => samples.push(Sample {
+                    index: indices[pick.example],
+                    pixels,
+                    caption: pick.caption,
+                    class: pick.class,
+                    mirrored: pick.mirror,
                 }),
                 Err(reason) => skipped.push(Skipped {
-                    path: self.examples[example].path.clone(),
+                    path: path.clone(),
                     reason,
                 }),
             }
         }
         Batch {
             number,
-            epoch,
+            epoch: picks.epoch,
             size,
             samples,
             skipped,
         }
-    }
-
-    fn sample(&self, number: u64, slot: usize, index: usize, size: Size) -> Result<Sample, String> {
-        let draw = Draw::new(self.options.seed, number);
-        // Each example of a batch has numbers of its own.
-        let mut at = slot << 16;
-        let mut uniform = || {
-            at += 1;
-            draw.choice(at - 1)
-        };
-        let example = &self.examples[index];
-        let (mirror, across, down) = (uniform() < self.options.picture.flip, uniform(), uniform());
-        let (across, down) = match self.options.picture.crop {
-            Crop::Center => (0.5, 0.5),
-            Crop::Random => (across, down),
-        };
-        let place = Placement {
-            size,
-            across,
-            down,
-            mirror,
-        };
-        Ok(Sample {
-            index,
-            pixels: picture::load(&example.path, place)?,
-            caption: self.options.captions.choose(&example.captions, uniform),
-            class: example.class,
-            mirrored: mirror,
-        })
-    }
-
-    fn epoch(&self, epoch: u64) -> Arc<Vec<super::Place>> {
-        let mut epochs = self.epochs.lock().unwrap_or_else(|e| e.into_inner());
-        epochs.retain(|&e, _| e + 1 >= epoch);
-        epochs
-            .entry(epoch)
-            .or_insert_with(|| Arc::new(self.order.epoch(epoch)))
-            .clone()
     }
 }
