@@ -98,12 +98,105 @@ pub enum TrainError {
         /// The first failure.
         first: String,
     },
+    /// A run's state that cannot be read or written.
+    #[error("{path}: {message}; remove this checkpoint to go on from the one before", path = path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A folder that holds a run already.
+    #[error(
+        "{path}: a run of {step} steps is here already; add --resume to go on with it, or choose another --out",
+        path = path.display()
+    )]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// Steps of its newest checkpoint.
+        step: u64,
+    },
+    /// A run is to go on with another configuration.
+    #[error(
+        "{key} was {before} when this run began and is {now} now; a run goes on with its own configuration: set it \
+         back, or begin another run with another --out"
+    )]
+    Changed {
+        /// The setting.
+        key: String,
+        /// Its value in the checkpoint.
+        before: String,
+        /// Its value now.
+        now: String,
+    },
+    /// The loss is not a number.
+    #[error(
+        "the loss of step {step} is not finite; the batch was {}; {}; try a smaller learning_rate.peak or clip_norm",
+        names(files),
+        good(checkpoint)
+    )]
+    NotFinite {
+        /// The update, from 1.
+        step: u64,
+        /// Files of the batch.
+        files: Vec<PathBuf>,
+        /// The last checkpoint before it.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A part of a model refused its inputs, configuration or weights.
+    #[error(transparent)]
+    Model(#[from] aquatint_models::ModelError),
+    /// A weight file could not be read or written.
+    #[error(transparent)]
+    Weights(#[from] aquatint_weights::Error),
+    /// A layer could not be built.
+    #[error(transparent)]
+    Ops(#[from] aquatint_ops::OpsError),
+    /// The observer ended the run before its first step.
+    #[error("stopped before the first step; what was prepared is kept")]
+    Interrupted,
+    /// A defect of this program.
+    #[error("{0}; this is a defect of aquatint: please report it")]
+    Internal(&'static str),
     /// The objective of the training is not valid.
     #[error(transparent)]
     Objective(#[from] aquatint_diffusion::Error),
 }
 
+fn names(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    match names.as_slice() {
+        [] => "not of files".into(),
+        names => names.join(", "),
+    }
+}
+
+fn good(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "no checkpoint was saved yet".into(),
+    }
+}
+
 impl TrainError {
+    /// Whether the disk has no room left.
+    pub fn is_disk_full(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                return io.kind() == std::io::ErrorKind::StorageFull
+                    || io.kind() == std::io::ErrorKind::QuotaExceeded;
+            }
+            // A transparent error hides itself from its own chain.
+            source = match error.downcast_ref::<Self>() {
+                Some(Self::Weights(aquatint_weights::Error::Io { source, .. })) => Some(source),
+                _ => error.source(),
+            };
+        }
+        false
+    }
+
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }

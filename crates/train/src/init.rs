@@ -94,9 +94,9 @@ impl ParamSource for Init {
         Ok(RawTensor::from_f32(&self.values(name, shape), shape))
     }
 
-    /// Nothing optional is there.
-    fn has(&self, _: &str) -> bool {
-        false
+    /// A new autoencoder has an encoder; nothing else that is optional is there.
+    fn has(&self, name: &str) -> bool {
+        name == "encoder.conv_in.weight"
     }
 }
 

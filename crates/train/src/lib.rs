@@ -1,15 +1,24 @@
 //! Trains diffusion models.
 //!
-//! [`data`] reads a folder of pictures with their captions, in an order that is a function of the seed and
-//! the step alone, decoded ahead by worker threads; [`metrics`] writes what a run
-//! tells.
+//! [`train_diffusion`] reads like the loop it is: examples come from [`data`] in an order that is a function of the
+//! seed and the step alone, are noised by `aquatint_diffusion::training`, and the gradients of a
+//! [network](networks) move its weights by [`optim`]. [`run`] keeps the state on the disk and tells an observer.
 
 pub mod config;
 pub mod data;
 mod error;
+mod export;
 mod init;
+mod latents;
 pub mod metrics;
+pub mod networks;
 pub mod optim;
+mod parts;
+mod plot;
+pub mod run;
+mod supply;
+mod tasks;
 
 pub use error::TrainError;
 pub use init::Init;
+pub use tasks::train_diffusion;

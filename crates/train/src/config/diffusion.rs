@@ -174,56 +174,79 @@ pub struct BucketConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ObjectiveConfig {
-    /// What it predicts.
-    pub prediction: Prediction,
+    /// What it predicts; epsilon, or what the model of `model.from` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// How the noise levels are drawn.
     pub timesteps: TimestepSampling,
     /// What an error counts by noise level.
     pub loss_weight: LossWeight,
     /// Noise of whole channels, see [`Objective::new`].
     pub offset_noise: f64,
-    /// Training steps T of the forward process.
-    pub train_timesteps: usize,
+    /// Training steps T of the forward process; 1000, or those of `model.from`. So are the four below: Stable
+    /// Diffusion's unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_timesteps: Option<usize>,
     /// How its betas run.
-    pub beta_schedule: BetaSchedule,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_schedule: Option<BetaSchedule>,
     /// The first beta.
-    pub beta_start: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
     /// The last beta.
-    pub beta_end: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
     /// The last step keeps no signal (Lin et al. 2023).
-    pub zero_terminal_snr: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_terminal_snr: Option<bool>,
 }
 
 impl Default for ObjectiveConfig {
     fn default() -> Self {
         Self {
-            prediction: Prediction::Epsilon,
+            prediction: None,
             timesteps: TimestepSampling::Uniform,
             loss_weight: LossWeight::Uniform,
             offset_noise: 0.0,
-            train_timesteps: 1000,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            zero_terminal_snr: false,
+            train_timesteps: None,
+            beta_schedule: None,
+            beta_start: None,
+            beta_end: None,
+            zero_terminal_snr: None,
         }
     }
 }
 
 impl ObjectiveConfig {
-    /// The forward process as a diffusers scheduler, which the trained model is sampled with.
-    pub fn scheduler(&self) -> SchedulerConfig {
-        SchedulerConfig {
-            num_train_timesteps: Some(self.train_timesteps),
-            beta_start: Some(self.beta_start),
-            beta_end: Some(self.beta_end),
-            beta_schedule: Some(self.beta_schedule),
-            prediction_type: Some(self.prediction),
-            rescale_betas_zero_snr: Some(self.zero_terminal_snr),
-            timestep_spacing: Some(TimestepSpacing::Trailing),
-            set_alpha_to_one: Some(true),
+    /// The forward process as a diffusers scheduler, which the trained model is sampled with; `base` is that of the
+    /// model that the run starts from.
+    pub fn scheduler(&self, base: Option<&SchedulerConfig>) -> SchedulerConfig {
+        let base = base.cloned().unwrap_or_else(|| SchedulerConfig {
+            timestep_spacing: Some(TimestepSpacing::Leading),
+            set_alpha_to_one: Some(false),
             clip_sample: Some(false),
+            steps_offset: Some(1),
+            num_train_timesteps: Some(1000),
+            beta_start: Some(0.00085),
+            beta_end: Some(0.012),
+            beta_schedule: Some(BetaSchedule::ScaledLinear),
+            prediction_type: Some(Prediction::Epsilon),
             ..SchedulerConfig::default()
+        });
+        let zero = self.zero_terminal_snr.or(base.rescale_betas_zero_snr);
+        SchedulerConfig {
+            num_train_timesteps: self.train_timesteps.or(base.num_train_timesteps),
+            beta_start: self.beta_start.or(base.beta_start),
+            beta_end: self.beta_end.or(base.beta_end),
+            beta_schedule: self.beta_schedule.or(base.beta_schedule),
+            prediction_type: self.prediction.or(base.prediction_type),
+            rescale_betas_zero_snr: zero,
+            // Without signal at the last step a run must begin there (Lin et al. 2023).
+            timestep_spacing: match zero {
+                Some(true) => Some(TimestepSpacing::Trailing),
+                _ => base.timestep_spacing,
+            },
+            ..base
         }
     }
 
@@ -231,10 +254,9 @@ impl ObjectiveConfig {
     ///
     /// # Errors
     /// As [`Objective::new`].
-    pub fn build(&self) -> Result<Objective, TrainError> {
-        let scheduler = self.scheduler();
+    pub fn build(&self, base: Option<&SchedulerConfig>) -> Result<Objective, TrainError> {
         Ok(Objective::new(
-            &scheduler,
+            &self.scheduler(base),
             self.timesteps,
             self.loss_weight,
             self.offset_noise,
@@ -351,7 +373,9 @@ impl DiffusionConfig {
         self.learning_rate.check()?;
         self.ema.check()?;
         self.checkpoint.check()?;
-        self.objective.build()?;
+        if self.model.from.is_none() {
+            self.objective.build(None)?;
+        }
         range("samples.steps", self.samples.steps, 1, 10_000)?;
         range("samples.count", self.samples.count, 1, 1024)?;
         range("data.holdout", self.data.holdout, 0, usize::MAX)?;
