@@ -31,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Draw pictures from a prompt.
     Generate(Box<GenerateArgs>),
+    /// Train a model from a folder of pictures.
+    Train(crate::train::TrainArgs),
     /// List the models in a folder.
     Models(ModelsArgs),
     /// Show what a weight file, a model folder or a picture holds.

@@ -36,6 +36,14 @@ impl Failure {
         }
     }
 
+    /// An end that the user asked for.
+    pub fn interrupted(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Failure {
+            code: INTERRUPTED,
+            ..Failure::new(message, hint)
+        }
+    }
+
     /// The same failure, of a file that asks for it and not of the command line.
     pub fn of_file(self, path: &std::path::Path) -> Self {
         Failure {

@@ -13,6 +13,8 @@ mod output;
 mod progress;
 mod samplers;
 mod setup;
+mod train;
+mod train_progress;
 mod usage;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Samplers(args) => samplers::run(&args),
         Command::Bench(command) => bench::run(&command),
+        Command::Train(args) => train::run(&args),
         Command::Completions { shell } => completions(shell),
     };
     match result {

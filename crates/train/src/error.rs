@@ -153,6 +153,11 @@ pub enum TrainError {
     /// A layer could not be built.
     #[error(transparent)]
     Ops(#[from] aquatint_ops::OpsError),
+    /// An autoencoder whose latents say nothing.
+    #[error(
+        "all latents of the autoencoder are the same, so they have no scaling factor; lower loss.kl or train longer"
+    )]
+    Collapsed,
     /// The observer ended the run before its first step.
     #[error("stopped before the first step; what was prepared is kept")]
     Interrupted,

@@ -21,6 +21,9 @@ pub(crate) struct LatentStore {
     file: WeightFile,
 }
 
+/// Shape and values of a distribution.
+type Moments = ([usize; 4], Vec<f32>);
+
 /// One latent.
 pub(crate) struct Latent {
     pub shape: [usize; 3],
@@ -142,7 +145,7 @@ impl Request<'_> {
         } else {
             &[false]
         };
-        let mut latents: BTreeMap<String, ([usize; 4], Vec<f32>)> = BTreeMap::new();
+        let mut latents: BTreeMap<String, Moments> = BTreeMap::new();
         let mut there = Vec::new();
         let order: Vec<usize> = (0..self.examples.len()).collect();
         // Pictures of one size go together.
@@ -201,7 +204,7 @@ impl Request<'_> {
         pixels: Vec<f32>,
         count: usize,
         size: Size,
-    ) -> Result<Vec<([usize; 4], Vec<f32>)>, TrainError> {
+    ) -> Result<Vec<Moments>, TrainError> {
         let shape = [count, size.height, size.width, 3];
         let pixels = Tensor::<4>::from_data(TensorData::new(pixels, shape), self.device);
         let posterior = self.vae.encode(pixels)?;
@@ -222,11 +225,7 @@ impl Request<'_> {
     }
 }
 
-fn write(
-    path: &Path,
-    key: &str,
-    latents: &BTreeMap<String, ([usize; 4], Vec<f32>)>,
-) -> Result<(), TrainError> {
+fn write(path: &Path, key: &str, latents: &BTreeMap<String, Moments>) -> Result<(), TrainError> {
     let specs: Vec<TensorSpec> = latents
         .iter()
         .map(|(name, (shape, _))| TensorSpec {

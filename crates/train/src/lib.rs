@@ -21,4 +21,4 @@ mod tasks;
 
 pub use error::TrainError;
 pub use init::Init;
-pub use tasks::train_diffusion;
+pub use tasks::{train_autoencoder, train_diffusion};

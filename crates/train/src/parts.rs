@@ -19,7 +19,7 @@ use crate::{Init, TrainError};
 #[derive(Debug)]
 pub(crate) enum Source {
     New(Init),
-    Stored(CheckpointSource),
+    Stored(Box<CheckpointSource>),
 }
 
 impl ParamSource for Source {
@@ -70,7 +70,7 @@ impl<C> Part<C> {
         Ok(Self {
             config,
             json,
-            source: Source::Stored(source),
+            source: Source::Stored(Box::new(source)),
         })
     }
 

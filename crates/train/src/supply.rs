@@ -30,14 +30,14 @@ pub(crate) enum Supply {
         batch: usize,
     },
     Pictures {
-        loader: Loader,
+        loader: Box<Loader>,
         examples: Vec<Example>,
         /// 1 for grey, 3 for colours.
         channels: usize,
     },
     Latents {
         store: LatentStore,
-        selection: Selection,
+        selection: Box<Selection>,
         examples: Vec<Example>,
         /// Where each of them is in the store.
         places: Vec<usize>,

@@ -1,8 +1,10 @@
 //! The kinds of training.
 
+mod autoencoder;
 mod denoise;
 mod diffusion;
 mod plane;
 mod text;
 
+pub use autoencoder::train_autoencoder;
 pub use diffusion::train_diffusion;

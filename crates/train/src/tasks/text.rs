@@ -296,7 +296,7 @@ impl Cache<'_> {
         };
         Ok(Supply::Latents {
             store,
-            selection: Selection::new(options, &bucket_of),
+            selection: Box::new(Selection::new(options, &bucket_of)),
             examples,
             places,
             seed: config.seed,
