@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aquatint_engine::models::{Checkpoint, OpenOptions};
 use aquatint_train::config::{AutoencoderConfig, DiffusionConfig};
 use aquatint_train::run::{Event, Outcome, RunOptions};
-use aquatint_train::{TrainError, train_autoencoder, train_diffusion};
+use aquatint_train::{
+    EvalOptions, TrainError, evaluate, train_autoencoder, train_diffusion, train_tokenizer,
+};
 use clap::{Args, Subcommand, ValueHint};
 
 use crate::failure::Failure;
+use crate::locate::locate;
 use crate::train_progress::TrainProgress;
 
 /// Train a model.
@@ -26,6 +30,57 @@ enum TrainCommand {
     Diffusion(RunArgs),
     /// Train an autoencoder from a configuration.
     Autoencoder(RunArgs),
+    /// Learn a tokenizer's vocabulary from captions.
+    Tokenizer(TokenizerArgs),
+    /// Measure a text-to-image model on the pictures it was trained on.
+    Eval(EvalArgs),
+}
+
+#[derive(Debug, Args)]
+struct EvalArgs {
+    /// A diffusers folder, a .safetensors file, or a name under the model directory
+    /// [default: the model inside the program].
+    #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    model: Option<PathBuf>,
+
+    /// Folder of pictures with captions.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    data: PathBuf,
+
+    /// Captions that pictures are drawn for.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    captions: usize,
+
+    /// Pictures of each caption.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    seeds: usize,
+
+    /// Random prompts that must give finite pictures.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    random_prompts: usize,
+
+    /// Every so-many-th picture was held out of training; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    holdout: usize,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct TokenizerArgs {
+    /// Folder of pictures with captions.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    data: PathBuf,
+
+    /// Tokens at most; CLIP has 49408.
+    #[arg(long, value_name = "N", default_value_t = 2514)]
+    size: usize,
+
+    /// Folder for vocab.json, merges.txt and the rest. What is there is replaced.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -82,7 +137,46 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             run.checkpoints(&mut config.checkpoint);
             run.train(|options, observer| train_autoencoder(&config, options, observer))
         }
+        TrainCommand::Eval(args) => eval(args),
+        TrainCommand::Tokenizer(args) => {
+            let tokens = train_tokenizer(&args.data, args.size, &args.out).map_err(of_config)?;
+            crate::print(&format!("{tokens} tokens in {}\n", args.out.display()))
+        }
     }
+}
+
+fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    let location = locate(args.model.as_deref())?;
+    let model = Checkpoint::open(&location, &OpenOptions::default())
+        .map_err(aquatint_engine::EngineError::from)?;
+    let options = EvalOptions {
+        captions: args.captions,
+        seeds: args.seeds,
+        random_prompts: args.random_prompts,
+        holdout: args.holdout,
+    };
+    let mut progress = TrainProgress::new(false);
+    let mut observer = |what: &str, done: usize, total: usize| {
+        progress.event(&Event::Preparing { what, done, total });
+        ControlFlow::Continue(())
+    };
+    let found = evaluate(&model, &args.data, options, &mut observer).map_err(of_config)?;
+    progress.end();
+    if args.json {
+        return crate::print_json(&serde_json::json!({
+            "retrieval_top1": found.retrieval_top1,
+            "autoencoder_psnr_db": found.autoencoder_psnr_db,
+            "non_finite": found.non_finite,
+            "samples": found.samples,
+        }));
+    }
+    crate::print(&format!(
+        "retrieval top-1      {:.1} %\nautoencoder          {:.2} dB\nnot finite           {} of {} pictures\n",
+        found.retrieval_top1 * 100.0,
+        found.autoencoder_psnr_db,
+        found.non_finite,
+        found.samples,
+    ))
 }
 
 impl RunArgs {

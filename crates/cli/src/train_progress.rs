@@ -85,6 +85,13 @@ impl TrainProgress {
         }
     }
 
+    /// Takes the bar away.
+    pub fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     fn step(&mut self, report: &StepReport) {
         let text = format!(
             "loss {:.4} rate {:.2e} {:.1} samples/s, {} left",

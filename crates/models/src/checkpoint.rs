@@ -86,6 +86,16 @@ pub struct Checkpoint {
     pub vae: Part<VaeConfig>,
 }
 
+impl TextPart {
+    /// Loads the tokenizer.
+    ///
+    /// # Errors
+    /// When its files are missing or damaged.
+    pub fn load_tokenizer(&self) -> Result<std::sync::Arc<ClipTokenizer>, ModelError> {
+        self.tokenizer.load()
+    }
+}
+
 impl Checkpoint {
     /// Opens a model: maps its files, reads its configurations, recognises its family.
     ///

@@ -100,14 +100,6 @@ impl LatentStore {
         let missing = TrainError::Internal("a latent that was not computed");
         self.file.get(name).ok_or(missing)
     }
-
-    /// Means of an example's latent, for measuring.
-    pub fn mean(&self, example: usize) -> Result<Vec<f32>, TrainError> {
-        let view = self.view(&name(example, false))?;
-        let mut moments = aquatint_weights::to_f32_vec(view)?;
-        moments.truncate(moments.len() / 2);
-        Ok(moments)
-    }
 }
 
 /// How far the computation is.

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod data;
 mod error;
+mod eval;
 mod export;
 mod init;
 mod latents;
@@ -18,7 +19,10 @@ mod plot;
 pub mod run;
 mod supply;
 mod tasks;
+mod tokenizer;
 
 pub use error::TrainError;
+pub use eval::{EvalObserver, EvalOptions, Evaluation, evaluate};
 pub use init::Init;
 pub use tasks::{train_autoencoder, train_diffusion};
+pub use tokenizer::train_tokenizer;

@@ -231,7 +231,7 @@ impl ClipTokenizer {
 }
 
 /// The steps around the byte-pair encoding, as transformers sets them.
-fn set_steps(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+pub(super) fn set_steps(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")?;
     let steps: Vec<NormalizerWrapper> = vec![NFC.into(), spaces.into(), Lowercase.into()];
     tokenizer.with_normalizer(Some(normalizers::Sequence::new(steps)))?;
@@ -245,6 +245,6 @@ fn set_steps(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-fn failed(error: impl std::fmt::Display) -> ModelError {
+pub(super) fn failed(error: impl std::fmt::Display) -> ModelError {
     ModelError::Tokenizer(error.to_string())
 }

@@ -72,6 +72,11 @@ impl Vocabulary {
         let text = String::from_utf8(bytes)
             .map_err(|e| ModelError::Tokenizer(format!("the embedded vocabulary: {e}")))?;
         let merges = parse_merges(&text, Path::new("the embedded vocabulary"))?;
+        Ok(Self::of_merges(merges))
+    }
+
+    /// CLIP's layout: bytes, bytes that end a word, merges, begin and end.
+    pub fn of_merges(merges: Vec<(String, String)>) -> Self {
         let bytes = byte_characters();
         let words = bytes.iter().map(|c| format!("{c}{SUFFIX}"));
         let tokens = bytes
@@ -82,7 +87,7 @@ impl Vocabulary {
             .chain([BOS.to_owned(), EOS.to_owned()])
             .zip(0..)
             .collect();
-        Ok(Vocabulary { tokens, merges })
+        Vocabulary { tokens, merges }
     }
 
     /// The builder of the BPE takes each merge's parts and product for granted.
@@ -108,7 +113,7 @@ impl Vocabulary {
 
 /// The characters that stand for the 256 bytes, in the order of their tokens (GPT-2): the printable
 /// ones of Latin-1 as themselves, then the others as U+0100 and up.
-fn byte_characters() -> Vec<char> {
+pub(super) fn byte_characters() -> Vec<char> {
     let printable = |b: &u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let kept = (0..=255u8).filter(printable).map(char::from);
     let moved = (0..=255u8).filter(|b| !printable(b)).count();

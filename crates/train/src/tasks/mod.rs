@@ -7,4 +7,5 @@ mod plane;
 mod text;
 
 pub use autoencoder::train_autoencoder;
+pub(crate) use denoise::{Drawing, draw};
 pub use diffusion::train_diffusion;
