@@ -11,6 +11,7 @@ mod eval;
 mod export;
 mod init;
 mod latents;
+mod lora;
 pub mod metrics;
 pub mod networks;
 pub mod optim;

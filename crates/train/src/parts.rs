@@ -127,6 +127,8 @@ pub(crate) struct TextParts {
     pub tokenizer_folder: PathBuf,
     /// Whether the text encoder is trained too.
     pub train_text: bool,
+    /// Whether the text encoder gets low-rank additions.
+    pub adapt_text: bool,
     /// `scheduler_config.json` of the folder that the run starts from.
     pub scheduler: Option<aquatint_diffusion::SchedulerConfig>,
 }
@@ -184,6 +186,7 @@ impl TextParts {
         };
         let parts = Self {
             train_text: config.lora.is_none() && (model.train_text_encoder || text.is_new()),
+            adapt_text: config.lora.as_ref().is_some_and(|l| l.text_encoder),
             scheduler: from.map(read_scheduler).transpose()?,
             unet,
             text,
@@ -193,6 +196,11 @@ impl TextParts {
         };
         parts.check()?;
         Ok(parts)
+    }
+
+    /// Whether the text encoder is a part of the network, because something in it is trained.
+    pub fn text_in_network(&self) -> bool {
+        self.train_text || self.adapt_text
     }
 
     fn check(&self) -> Result<(), TrainError> {

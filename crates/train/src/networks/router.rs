@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aquatint_ops::{ParamSource, RawTensor};
+use aquatint_ops::{LowRank, ParamSource, RawTensor};
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
@@ -62,5 +62,9 @@ impl ParamSource for Trained<'_> {
 
     fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name) || self.frozen.has(name)
+    }
+
+    fn low_rank(&self, layer: &str) -> Option<LowRank> {
+        self.frozen.low_rank(layer)
     }
 }

@@ -33,8 +33,7 @@ pub fn train_diffusion<'a>(
             run::run(task, net, trainable, settings, options, state, observer)
         }
         ModelKind::Text => {
-            let start = state.as_ref().map_or(0, |s| s.progress.step);
-            let (task, net, trainable) = TextTask::new(config, options, stored, start, observer)?;
+            let (task, net, trainable) = TextTask::new(config, options, stored, observer)?;
             run::run(task, net, trainable, settings, options, state, observer)
         }
         ModelKind::Class | ModelKind::Unconditional => Err(TrainError::setting(

@@ -6,20 +6,21 @@ use aquatint_diffusion::SchedulerConfig;
 use aquatint_diffusion::training::{Draw, Objective};
 use aquatint_models::text::{ClipSkip, ClipTextEncoder};
 use aquatint_models::vae::AutoencoderKl;
-use aquatint_ops::{Device, Params, Tensor, Trainable};
+use aquatint_ops::{Device, ParamSource, Params, Tensor, Trainable};
 use burn::tensor::TensorData;
 
 use super::denoise::{self, Drawing};
-use crate::TrainError;
 use crate::config::DiffusionConfig;
 use crate::data::{Buckets, Example, Folder, Readable, Selection, SelectionOptions, Size};
 use crate::export::{self, Storage};
 use crate::latents::{self, LatentStore};
+use crate::lora::{self, Adapted};
 use crate::networks::{Network, Router, TextNetwork, Told, Trained};
 use crate::parts::TextParts;
 use crate::plot::{self, Drawn};
 use crate::run::{Card, Event, Loss, Observer, RunOptions, Task, Weights};
 use crate::supply::{Examples, Supply};
+use crate::{Init, TrainError};
 
 /// Training on captions.
 pub(crate) struct TextTask {
@@ -43,26 +44,28 @@ impl TextTask {
         config: &DiffusionConfig,
         options: &RunOptions,
         stored: Option<&Weights>,
-        start: u64,
         observer: &mut Observer<'_>,
     ) -> Result<(Self, TextNetwork, Trainable), TrainError> {
         let device = Device::flex();
         let training = device.clone().autodiff();
         let parts = TextParts::open(config)?;
-        let _ = start;
-        let trainable = Trainable::all();
-        let net = {
-            let router = router(&parts);
-            let none = Weights::new();
-            let source = Trained {
-                tensors: stored.unwrap_or(&none),
-                frozen: &router,
-            };
-            let params = Params::new(&source, &training).training(&trainable);
-            let encoder = parts.train_text.then_some(&parts.text.config);
-            TextNetwork::load(&params, &parts.unet.config, encoder)?
+        let trainable = match &config.lora {
+            Some(_) => Trainable::new(lora::is_addition),
+            None => Trainable::all(),
         };
-        let encoder = match parts.train_text {
+        let none = Weights::new();
+        let stored = stored.unwrap_or(&none);
+        let net = load(config, &parts, stored, &training, Some(&trainable))?;
+        if trainable.names().is_empty() {
+            let targets = config.lora.as_ref().map(|l| l.targets.join(", "));
+            let expected = "endings of the names of the model's linear layers, such as to_q";
+            return Err(TrainError::setting(
+                "lora.targets",
+                targets.unwrap_or_default(),
+                expected,
+            ));
+        }
+        let encoder = match parts.text_in_network() {
             true => None,
             false => {
                 let params = Params::new(&parts.text.source, &device);
@@ -126,18 +129,7 @@ impl TextTask {
 
     /// The network with other weights, for drawing and measuring.
     fn network(&self, weights: &Weights) -> Result<TextNetwork, TrainError> {
-        let router = router(&self.parts);
-        let source = Trained {
-            tensors: weights,
-            frozen: &router,
-        };
-        let encoder = self.parts.train_text.then_some(&self.parts.text.config);
-        let params = Params::new(&source, &self.device);
-        Ok(TextNetwork::load(
-            &params,
-            &self.parts.unet.config,
-            encoder,
-        )?)
+        load(&self.config, &self.parts, weights, &self.device, None)
     }
 
     fn picture(&self, net: &TextNetwork, prompt: &str, seed: u64) -> Result<Drawn, TrainError> {
@@ -165,10 +157,34 @@ impl TextTask {
     }
 }
 
-fn router(parts: &TextParts) -> Router<'_> {
-    Router::default()
+/// The network of these parts, with trained tensors where there are any.
+fn load(
+    config: &DiffusionConfig,
+    parts: &TextParts,
+    tensors: &Weights,
+    device: &Device,
+    trainable: Option<&Trainable>,
+) -> Result<TextNetwork, TrainError> {
+    let router = Router::default()
         .with("unet", &parts.unet.source)
-        .with("text_encoder", &parts.text.source)
+        .with("text_encoder", &parts.text.source);
+    let adapted = config.lora.as_ref().map(|lora| Adapted {
+        base: &router,
+        config: lora,
+        init: Init::new(config.seed, "lora"),
+    });
+    let frozen: &dyn ParamSource = match &adapted {
+        Some(adapted) => adapted,
+        None => &router,
+    };
+    let source = Trained { tensors, frozen };
+    let encoder = parts.text_in_network().then_some(&parts.text.config);
+    let params = Params::new(&source, device);
+    let params = match trainable {
+        Some(trainable) => params.training(trainable),
+        None => params,
+    };
+    Ok(TextNetwork::load(&params, &parts.unet.config, encoder)?)
 }
 
 /// The training and the held-out examples, as latents.
@@ -187,8 +203,7 @@ fn supplies(
     let halvings = 1 << (parts.unet.config.levels.len() - 1);
     let buckets = config.buckets(factor * halvings)?;
     let (train, held) = folder.hold_out(config.data.holdout);
-    let sources = [&parts.vae.source as &dyn aquatint_ops::ParamSource];
-    let fingerprint = fingerprint(sources[0], &parts.vae.json);
+    let fingerprint = fingerprint(&parts.vae.source, &parts.vae.json);
     let mut open = |folder: &Folder, name: &str, options_of: &DiffusionConfig| {
         let cache = Cache {
             path: options.out.join("cache").join(name),
@@ -214,10 +229,7 @@ fn supplies(
 }
 
 /// Tells the weights of an autoencoder from others: its configuration and one of its tensors.
-fn fingerprint(
-    source: &dyn aquatint_ops::ParamSource,
-    json: &serde_json::Map<String, serde_json::Value>,
-) -> u64 {
+fn fingerprint(source: &dyn ParamSource, json: &serde_json::Map<String, serde_json::Value>) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     serde_json::Value::Object(json.clone())
@@ -367,6 +379,14 @@ impl Task for TextTask {
 
     fn export(&mut self, weights: &Weights, folder: &Path, card: &Card) -> Result<(), TrainError> {
         let output = export::Folder::begin(folder)?;
+        let dir = self.config.data.dir.as_deref().unwrap_or(Path::new(""));
+        let data = format!("{} pictures of {}", self.supply.len(), dir.display());
+        if let Some(lora) = &self.config.lora {
+            let file = "pytorch_lora_weights.safetensors";
+            output.tensors(file, &lora::tensors(weights, lora), "", Storage::F32)?;
+            output.text("README.md", &export::card("LoRA", &data, card))?;
+            return output.finish();
+        }
         let parts = &self.parts;
         output.json("model_index.json", &export::stable_diffusion_index())?;
         output.json(
