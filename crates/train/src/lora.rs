@@ -79,16 +79,17 @@ pub(crate) fn tensors(weights: &Weights, config: &LoraConfig) -> Weights {
         let Some(layer) = down.or_else(|| name.strip_suffix(UP)) else {
             continue;
         };
-        let is_down = down.is_some();
+        let (is_down, layer) = (down.is_some(), published(layer));
         match config.layout {
             LoraLayout::Diffusers => {
                 let factor = if is_down { 1.0 } else { scale };
                 let values = stored.values.iter().map(|v| v * factor).collect();
                 let shape = stored.shape.clone();
-                found.insert(name.clone(), Stored { shape, values });
+                let end = if is_down { DOWN } else { UP };
+                found.insert(format!("{layer}{end}"), Stored { shape, values });
             }
             LoraLayout::Kohya => {
-                let layer = kohya(layer);
+                let layer = kohya(&layer);
                 let end = if is_down { "lora_down" } else { "lora_up" };
                 found.insert(format!("{layer}.{end}.weight"), stored.clone());
                 let alpha = Stored {
@@ -100,6 +101,15 @@ pub(crate) fn tensors(weights: &Weights, config: &LoraConfig) -> Weights {
         }
     }
     found
+}
+
+/// The name that readers know a layer by: transformers 5 writes text encoders without `text_model.`, files of
+/// additions keep it.
+fn published(layer: &str) -> String {
+    match layer.strip_prefix("text_encoder.") {
+        Some(rest) if !rest.starts_with("text_model.") => format!("text_encoder.text_model.{rest}"),
+        _ => layer.to_owned(),
+    }
 }
 
 /// `unet.a.b` as kohya's scripts spell it.

@@ -170,7 +170,7 @@ fn a_low_rank_addition_is_written_in_both_layouts() {
             aquatint_weights::WeightFile::open(out.join("model/pytorch_lora_weights.safetensors"))
                 .expect("file");
         let names: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
-        let has = |name: &str| assert!(names.contains(&name), "{name} in {names:?}");
+        let has = |name: &str| assert!(names.contains(&name), "no {name}");
         match layout {
             LoraLayout::Diffusers => {
                 has(
