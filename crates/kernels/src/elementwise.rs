@@ -5,6 +5,10 @@ use crate::simd::{Job, Simd, map, map2, math, sum_of};
 use crate::threads::for_row_groups;
 use crate::{Activation, Isa};
 
+mod backward;
+
+pub use backward::{ActivateBackward, GegluBackward, activate_backward, geglu_backward};
+
 /// Applies an activation in place. Errors against `f64` are below 4e-7 times `|x|`.
 pub fn activate(x: &mut [f32], activation: Activation) {
     let isa = Isa::best();
@@ -40,6 +44,30 @@ impl Activation {
                 0.5 * x * (1.0 + inner.tanh())
             }
             Self::QuickGelu => x * sigmoid(1.702 * x),
+        }
+    }
+
+    /// The derivative in `f64`: the oracle of the backward passes.
+    pub fn derivative(self, x: f64) -> f64 {
+        let gate = |u: f64, slope: f64| {
+            let y = 1.0 / (1.0 + (-u).exp());
+            y * (1.0 + x * slope / (1.0 + u.exp()))
+        };
+        match self {
+            Self::None => 1.0,
+            Self::Relu if x > 0.0 => 1.0,
+            Self::Relu => 0.0,
+            Self::Silu => gate(x, 1.0),
+            Self::Gelu => {
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                0.5 * crate::reference::erfc(-x / std::f64::consts::SQRT_2) + x * density
+            }
+            Self::GeluTanh => {
+                let factor = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+                let cube = 0.044_715 * x * x;
+                gate(factor * x * (1.0 + cube), factor * (1.0 + 3.0 * cube))
+            }
+            Self::QuickGelu => gate(1.702 * x, 1.702),
         }
     }
 }

@@ -26,7 +26,9 @@ mod scratch;
 mod simd;
 mod threads;
 
-pub use attention::{Attention, HeadsRef, Mask, attention};
+pub use attention::{
+    Attention, AttentionBackward, HeadsRef, Mask, attention, attention_backward, attention_with_lse,
+};
 pub use blocks::BlockFormat;
 pub use buffer::Buffer;
 pub use conv::{
@@ -34,13 +36,15 @@ pub use conv::{
     conv2d_backward_data, conv2d_backward_weight,
 };
 pub use elementwise::{
-    TimestepEmbedding, activate, add, geglu, softmax_rows, timestep_embedding, upsample_nearest,
+    ActivateBackward, GegluBackward, TimestepEmbedding, activate, activate_backward, add, geglu,
+    geglu_backward, softmax_rows, timestep_embedding, upsample_nearest,
 };
 pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
 pub use norm::{
-    GroupNorm, GroupNormInPlace, LayerNorm, RmsNorm, group_norm, group_norm_in_place, layer_norm,
-    rms_norm,
+    GroupNorm, GroupNormBackward, GroupNormInPlace, LayerNorm, LayerNormBackward, RmsNorm,
+    RmsNormBackward, group_norm, group_norm_backward, group_norm_in_place, layer_norm,
+    layer_norm_backward, rms_norm, rms_norm_backward,
 };
 pub use peak::{peak_gflops, peak_gflops_of_all_threads};
 pub use rows::join_rows;

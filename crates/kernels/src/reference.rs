@@ -2,6 +2,10 @@
 //!
 //! Each function takes the same argument as the kernel of its name and checks nothing beyond it.
 
+mod backward;
+
+pub use backward::{Norm, geglu_backward};
+
 use crate::conv::ConvShape;
 use crate::{
     Activation, Attention, Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, Gemm, GroupNorm,

@@ -4,14 +4,14 @@
 
 use std::ops::Range;
 
-use super::{Attention, Mask};
+use super::Attention;
+use super::tiles::{HeadRows, Hidden, MAX_WIDTH, TurnedRows, pack_turned};
+use crate::Isa;
 use crate::gemm::driver::{SharedOut, for_each};
-use crate::gemm::pack::{KBlock, Weights};
 use crate::gemm::params::{SERIAL_WORK, split};
 use crate::gemm::tile::{ALayout, TileArgs};
 use crate::scratch::Scratch;
-use crate::simd::{Job, MAX_LANES, Simd, map, map2, math};
-use crate::{Isa, RhsData, RhsLayout};
+use crate::simd::{Job, Simd, map, math};
 
 /// Keys whose scores are held at once; a multiple of no tile in particular, 9 of AVX-512's.
 const KEY_BLOCK: usize = 126;
@@ -22,7 +22,9 @@ const PACKED: usize = 4 << 20;
 /// Where running maxima start: below any score, and finite, so that `-inf` scores give no NaN.
 const LOWEST: f32 = f32::MIN / 2.0;
 
-pub(super) fn run(isa: Isa, mut attention: Attention<'_>) {
+/// Computes `attention`; writes the log-sum-exp of each query's scores to `lse`, `[batch, heads, queries]`.
+pub(super) fn run(isa: Isa, mut attention: Attention<'_>, lse: Option<&mut [f32]>) {
+    let lse = lse.map(SharedOut::new);
     let out = SharedOut::new(std::mem::take(&mut attention.out));
     let a = &attention;
     let sizes = Sizes::new(isa, a);
@@ -57,6 +59,7 @@ pub(super) fn run(isa: Isa, mut attention: Attention<'_>) {
                 head,
                 blocks,
                 out,
+                lse,
             });
         });
     }
@@ -122,6 +125,7 @@ struct Queries<'a, 'b> {
     head: usize,
     blocks: Range<usize>,
     out: SharedOut,
+    lse: Option<SharedOut>,
 }
 
 impl Job for Queries<'_, '_> {
@@ -148,7 +152,7 @@ impl Job for Queries<'_, '_> {
             let mut used = 0;
             let query_parts = queries.as_mut_slice().chunks_exact_mut(d * S::NR);
             for ((panel, queries), part) in panels.iter_mut().zip(query_parts).zip(parts) {
-                self.pack_queries(s, part.clone(), queries);
+                pack_turned(s, self.rows(), part.clone(), self.a.scale, queries);
                 panel.queries = part;
                 used += 1;
             }
@@ -167,7 +171,7 @@ impl Job for Queries<'_, '_> {
                 for ((panel, q), o) in panels[..used].iter_mut().zip(query_parts).zip(sum_parts) {
                     let scores = &mut scores.as_mut_slice()[..keys.len() * S::NR];
                     self.scores(s, keys.clone(), q, scores);
-                    self.hide(
+                    self.hidden().apply(
                         s,
                         keys.clone(),
                         panel.queries.clone(),
@@ -194,9 +198,6 @@ struct Panel {
     max: [f32; MAX_WIDTH],
     sum: [f32; MAX_WIDTH],
 }
-
-/// Columns of the widest tile.
-const MAX_WIDTH: usize = 2 * MAX_LANES;
 
 impl Default for Panel {
     fn default() -> Self {
@@ -235,30 +236,13 @@ impl Panel {
     }
 }
 
-impl Queries<'_, '_> {
-    /// Packs scaled queries as `[head_dim, NR]`.
-    #[inline(always)]
-    fn pack_queries<S: Simd>(&self, s: S, queries: Range<usize>, dst: &mut [f32]) {
-        let q = &self.a.q;
-        let rows = Weights {
-            data: RhsData::F32(q.data),
-            offset: self.batch * q.batch_stride + self.head * q.head_stride,
-            layout: RhsLayout::RowsAreOutputs,
-            row_stride: q.token_stride,
-            taps: 1,
-        };
-        rows.pack(
-            s,
-            queries,
-            &KBlock {
-                channels: 0..self.a.head_dim,
-                taps: 0..1,
-            },
-            S::NR,
-            dst,
-        );
-        let scale = s.splat(self.a.scale);
-        map!(s, dst, |v| s.mul(v, scale));
+impl<'b> Queries<'_, 'b> {
+    fn rows(&self) -> HeadRows<'b> {
+        HeadRows::new(&self.a.q, self.batch, self.head, self.a.head_dim)
+    }
+
+    fn hidden(&self) -> Hidden<'b> {
+        Hidden::new(self.a.mask, self.a.causal, self.batch, self.head)
     }
 
     /// `scores[keys, NR] = K * Q^T`; `keys` starts at a multiple of `KEY_BLOCK`.
@@ -289,53 +273,6 @@ impl Queries<'_, '_> {
                 });
             }
             key += rows;
-        }
-    }
-
-    /// Adds the mask, and `-inf` to keys after their query when causal.
-    #[inline(always)]
-    fn hide<S: Simd>(
-        &self,
-        s: S,
-        keys: Range<usize>,
-        queries: Range<usize>,
-        scores: &mut [f32],
-        buffer: &mut [f32],
-    ) {
-        if let Some(mask) = self.a.mask {
-            let Mask {
-                data,
-                batch_stride,
-                head_stride,
-                query_stride,
-            } = mask;
-            let offset = self.batch * batch_stride + self.head * head_stride;
-            if query_stride == 0 {
-                let values = &data[offset..][keys.clone()];
-                for (row, &m) in scores.chunks_exact_mut(S::NR).zip(values) {
-                    map!(s, row, |v| s.add(v, s.splat(m)));
-                }
-            } else {
-                let rows = Weights {
-                    data: RhsData::F32(data),
-                    offset,
-                    layout: RhsLayout::RowsAreOutputs,
-                    row_stride: query_stride,
-                    taps: 1,
-                };
-                let block = KBlock {
-                    channels: keys.clone(),
-                    taps: 0..1,
-                };
-                rows.pack(s, queries.clone(), &block, S::NR, buffer);
-                map2!(s, scores, buffer, |v, m| s.add(v, m));
-            }
-        }
-        if self.a.causal && keys.end > queries.start + 1 {
-            for (row, key) in scores.chunks_exact_mut(S::NR).zip(keys) {
-                let hidden = key.saturating_sub(queries.start).min(S::NR);
-                row[..hidden].fill(f32::NEG_INFINITY);
-            }
         }
     }
 
@@ -377,25 +314,28 @@ impl Queries<'_, '_> {
     #[inline(always)]
     fn write<S: Simd>(&self, s: S, panel: &Panel, sums: &[f32]) {
         let (d, heads) = (self.a.head_dim, self.a.heads);
-        let mut square = [0.0f32; MAX_LANES * MAX_LANES];
-        for lane in (0..panel.queries.len()).step_by(S::LANES) {
-            for channel in (0..d).step_by(S::LANES) {
-                let from = &sums[channel * S::NR + lane..][..(S::LANES - 1) * S::NR + S::LANES];
-                // SAFETY: `from` is a square of rows NR apart; `square` holds the largest.
-                unsafe { s.transpose(from.as_ptr(), S::NR, square.as_mut_ptr()) };
-                let rows = square.chunks_exact(S::LANES).take(S::LANES);
-                for (i, row) in rows.enumerate().take(panel.queries.len() - lane) {
-                    let sum = panel.sum[lane + i];
-                    let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                    let query = panel.queries.start + lane + i;
-                    let row_at = (self.batch * self.a.queries + query) * heads + self.head;
-                    let width = S::LANES.min(d - channel);
-                    // SAFETY: this query's row belongs to this task alone.
-                    let out = unsafe { self.out.part(row_at * d + channel, width) };
-                    for (o, v) in out.iter_mut().zip(row) {
-                        *o = v * inverse;
-                    }
-                }
+        let inverse = panel
+            .sum
+            .map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        let start = self.batch * self.a.queries + panel.queries.start;
+        let rows = TurnedRows {
+            channels: d,
+            rows: panel.queries.len(),
+            start: (start * heads + self.head) * d,
+            stride: heads * d,
+        };
+        // SAFETY: these queries' rows of this head belong to this task alone.
+        unsafe { rows.write(s, sums, &inverse, self.out) };
+        if let Some(lse) = self.lse {
+            let at = (self.batch * heads + self.head) * self.a.queries;
+            // SAFETY: these queries' numbers belong to this task alone.
+            let lse = unsafe { lse.part(at + panel.queries.start, panel.queries.len()) };
+            for ((lse, max), sum) in lse.iter_mut().zip(&panel.max).zip(&panel.sum) {
+                *lse = if *sum == 0.0 {
+                    f32::NEG_INFINITY
+                } else {
+                    max + sum.ln()
+                };
             }
         }
     }

@@ -3,7 +3,11 @@
 use crate::Isa;
 use crate::error::{KernelError, at_least, exactly, extent, product};
 
+mod backward;
 mod fused;
+mod tiles;
+
+pub use backward::{AttentionBackward, attention_backward};
 
 /// A view of `[batch, tokens, heads, head_dim]` inside a larger buffer; `head_dim` has stride 1.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,22 @@ impl<'a> HeadsRef<'a> {
             token_stride,
             head_stride: head_dim,
         }
+    }
+
+    /// `sizes` are batch, heads and head_dim.
+    fn check(
+        &self,
+        what: &'static str,
+        sizes: [usize; 3],
+        tokens: usize,
+    ) -> Result<(), KernelError> {
+        let dims = [
+            (sizes[0], self.batch_stride),
+            (tokens, self.token_stride),
+            (sizes[1], self.head_stride),
+            (sizes[2], 1),
+        ];
+        at_least(what, self.data.len(), extent(&dims))
     }
 
     pub(crate) fn row(
@@ -66,6 +86,16 @@ impl<'a> Mask<'a> {
             head_stride: 0,
             query_stride: 0,
         }
+    }
+
+    fn check(&self, [batch, heads, queries, keys]: [usize; 4]) -> Result<(), KernelError> {
+        let dims = [
+            (batch, self.batch_stride),
+            (heads, self.head_stride),
+            (queries, self.query_stride),
+            (keys, 1),
+        ];
+        at_least("mask", self.data.len(), extent(&dims))
     }
 
     /// `[queries, keys]`, the same for every head and image.
@@ -123,29 +153,12 @@ impl Attention<'_> {
             self.out.len(),
             product(&[batch, queries, heads, head_dim]),
         )?;
-        for (what, view, tokens) in [
-            ("q", self.q, queries),
-            ("k", self.k, keys),
-            ("v", self.v, keys),
-        ] {
-            let dims = [
-                (batch, view.batch_stride),
-                (tokens, view.token_stride),
-                (heads, view.head_stride),
-                (head_dim, 1),
-            ];
-            at_least(what, view.data.len(), extent(&dims))?;
-        }
-        if let Some(mask) = self.mask {
-            let dims = [
-                (batch, mask.batch_stride),
-                (heads, mask.head_stride),
-                (queries, mask.query_stride),
-                (keys, 1),
-            ];
-            at_least("mask", mask.data.len(), extent(&dims))?;
-        }
-        Ok(())
+        let sizes = [batch, heads, head_dim];
+        self.q.check("q", sizes, queries)?;
+        self.k.check("k", sizes, keys)?;
+        self.v.check("v", sizes, keys)?;
+        self.mask
+            .map_or(Ok(()), |m| m.check([batch, heads, queries, keys]))
     }
 }
 
@@ -157,10 +170,40 @@ impl Attention<'_> {
     pub fn run(self, isa: Isa) -> Result<(), KernelError> {
         self.check()?;
         if !self.out.is_empty() {
-            fused::run(isa, self);
+            fused::run(isa, self, None);
         }
         Ok(())
     }
+
+    /// [`attention_with_lse`] with the instructions of `isa`.
+    ///
+    /// # Errors
+    /// As [`attention_with_lse`].
+    pub fn run_with_lse(self, isa: Isa, lse: &mut [f32]) -> Result<(), KernelError> {
+        self.check()?;
+        exactly(
+            "lse",
+            lse.len(),
+            product(&[self.batch, self.heads, self.queries]),
+        )?;
+        if lse.is_empty() {
+            return Ok(());
+        }
+        some_channels(self.head_dim)?;
+        fused::run(isa, self, Some(lse));
+        Ok(())
+    }
+}
+
+fn some_channels(head_dim: usize) -> Result<(), KernelError> {
+    if head_dim == 0 {
+        return Err(KernelError::Size {
+            what: "head_dim",
+            expected: "be at least 1",
+            found: 0,
+        });
+    }
+    Ok(())
 }
 
 /// Computes attention, see [`Attention`]. With no keys the output is zero.
@@ -169,4 +212,13 @@ impl Attention<'_> {
 /// [`KernelError`] when a slice is too short for its shape and strides.
 pub fn attention(attention: Attention<'_>) -> Result<(), KernelError> {
     attention.run(Isa::best())
+}
+
+/// Computes [`attention`] and writes what its backward pass needs: for each query and head the logarithm of the sum
+/// of the exponentials of its scores, `[batch, heads, queries]`; `-inf` for a query that sees no key.
+///
+/// # Errors
+/// As [`attention`]; also when `head_dim` is 0.
+pub fn attention_with_lse(attention: Attention<'_>, lse: &mut [f32]) -> Result<(), KernelError> {
+    attention.run_with_lse(Isa::best(), lse)
 }

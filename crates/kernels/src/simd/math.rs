@@ -105,6 +105,55 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     )
 }
 
+/// The derivative of an activation. Where it decays, beyond 30 deviations, it is that of 30.
+#[inline(always)]
+pub(crate) fn derivative<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
+    // NaN stays: `min` and `max` give their second argument then.
+    let x = s.max(s.splat(-100.0), s.min(s.splat(100.0), x));
+    match activation {
+        Activation::None => s.splat(1.0),
+        // x is finite or NaN here, and NaN stays.
+        Activation::Relu => s.select_lt(s.zero(), x, s.splat(1.0), s.mul(x, s.zero())),
+        Activation::Silu => gate_derivative(s, x, x, s.splat(1.0)),
+        Activation::Gelu => {
+            let x = s.max(s.splat(-30.0), s.min(s.splat(30.0), x));
+            let half = s.splat(0.5);
+            let gate = s.fma(
+                half,
+                erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))),
+                half,
+            );
+            let density = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));
+            // 1 / sqrt(2 pi)
+            let factor = 0.5 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+            s.fma(s.mul(x, s.splat(factor)), density, gate)
+        }
+        Activation::GeluTanh => {
+            let x = s.max(s.splat(-30.0), s.min(s.splat(30.0), x));
+            let factor = 2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+            let square = s.mul(x, x);
+            let u = s.mul(
+                x,
+                s.fma(square, s.splat(factor * 0.044_715), s.splat(factor)),
+            );
+            let slope = s.fma(square, s.splat(3.0 * factor * 0.044_715), s.splat(factor));
+            gate_derivative(s, x, u, slope)
+        }
+        Activation::QuickGelu => gate_derivative(s, x, s.mul(x, s.splat(1.702)), s.splat(1.702)),
+    }
+}
+
+/// The derivative of `x * sigmoid(u)`, given that of `u`.
+#[inline(always)]
+fn gate_derivative<S: Simd>(s: S, x: S::V, u: S::V, slope: S::V) -> S::V {
+    let one = s.splat(1.0);
+    let e = exp(s, s.sub(s.zero(), u));
+    let gate = s.div(one, s.add(one, e));
+    // 1 - gate, without cancellation
+    let rest = s.mul(e, gate);
+    s.mul(gate, s.fma(s.mul(x, slope), rest, one))
+}
+
 /// A slice through an activation. The match stands outside the loop.
 #[inline(always)]
 pub(crate) fn activate_slice<S: Simd>(s: S, activation: Activation, x: &mut [f32]) {

@@ -201,6 +201,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         x.copy_from_slice(&lanes[..x.len()]);
     }
 
+    /// Stores `LANES` elements, or fewer where the slice is shorter.
+    #[inline(always)]
+    fn store_some(self, x: &mut [f32], v: Self::V) {
+        if x.len() >= Self::LANES {
+            self.store_slice(x, v);
+        } else {
+            self.store_partial(x, v);
+        }
+    }
+
     /// The lanes, then zeros.
     #[inline(always)]
     fn to_array(self, v: Self::V) -> [f32; MAX_LANES] {

@@ -6,11 +6,13 @@
 )]
 
 mod attention;
+mod attention_backward;
 mod blocks;
 mod conv;
 mod conv_backward;
 mod gemm;
 mod rows;
+mod rows_backward;
 
 use aquatint_kernels::blocks::encode_q8_0;
 use aquatint_kernels::{Activation, BlockFormat, RhsData};

@@ -1,12 +1,13 @@
-//! Normalisations over groups of channels and over rows.
+//! Normalisations over groups of channels.
 
 use std::ops::Range;
 
+use super::check_affine;
 use crate::error::{KernelError, exactly, product};
 use crate::gemm::driver::{SharedOut, for_each};
 use crate::gemm::params::split;
 use crate::scratch::Scratch;
-use crate::simd::{Job, Simd, map, map2, math, sum_of};
+use crate::simd::{Job, Simd, math};
 use crate::threads::for_row_groups;
 use crate::{Activation, Isa};
 
@@ -149,16 +150,16 @@ pub fn group_norm_in_place(norm: GroupNormInPlace<'_>) -> Result<(), KernelError
 }
 
 /// How a GroupNorm is done, whatever to.
-struct Groups<'a> {
-    channels: usize,
-    groups: usize,
-    eps: f32,
-    gamma: Option<&'a [f32]>,
-    beta: Option<&'a [f32]>,
+pub(super) struct Groups<'a> {
+    pub channels: usize,
+    pub groups: usize,
+    pub eps: f32,
+    pub gamma: Option<&'a [f32]>,
+    pub beta: Option<&'a [f32]>,
 }
 
 impl Groups<'_> {
-    fn check(&self) -> Result<(), KernelError> {
+    pub(super) fn check(&self) -> Result<(), KernelError> {
         if self.groups == 0 || !self.channels.is_multiple_of(self.groups) {
             let expected = "be a divisor of the channels";
             return Err(KernelError::Size {
@@ -190,13 +191,8 @@ impl Groups<'_> {
     }
 }
 
-fn check_affine(gamma: Option<&[f32]>, beta: Option<&[f32]>, n: usize) -> Result<(), KernelError> {
-    gamma.map_or(Ok(()), |g| exactly("gamma", g.len(), n))?;
-    beta.map_or(Ok(()), |b| exactly("beta", b.len(), n))
-}
-
 /// Sums and sums of squares of each channel, around the channel's value at the first pixel.
-struct Sums {
+pub(super) struct Sums {
     channels: usize,
     pixels: usize,
     /// `[2, channels]`
@@ -204,7 +200,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn collect(isa: Isa, x: &[f32], channels: usize) -> Self {
+    pub(super) fn collect(isa: Isa, x: &[f32], channels: usize) -> Self {
         let pixels = x.len() / channels;
         // As many parts whatever the number of threads: the order of the sums decides the last bits.
         let large = x.len() >= 1 << 15;
@@ -236,7 +232,7 @@ impl Sums {
     }
 
     /// Mean and variance of a group of channels, from each channel's own.
-    fn moments(&mut self, range: Range<usize>, x: &[f32]) -> (f64, f64) {
+    pub(super) fn moments(&mut self, range: Range<usize>, x: &[f32]) -> (f64, f64) {
         let count = self.pixels as f64;
         let (sums, squares) = self.totals.as_mut_f64().split_at(self.channels);
         let channel_mean = |c: usize| f64::from(x[c]) + sums[c] / count;
@@ -261,9 +257,9 @@ struct Collect<'a> {
 }
 
 /// Parts that a large image is summed in.
-const SUM_PARTS: usize = 16;
+pub(super) const SUM_PARTS: usize = 16;
 /// Pixels that are summed in `f32` before they are added to the `f64` totals.
-const PIXELS_AT_ONCE: usize = 16;
+pub(super) const PIXELS_AT_ONCE: usize = 16;
 
 impl Job for Collect<'_> {
     type Output = ();
@@ -360,193 +356,6 @@ impl Job for AffineInPlace<'_> {
                 *y = *y * scale + shift;
             }
             math::activate_slice(s, self.activation, row);
-        }
-    }
-}
-
-/// LayerNorm over the last axis.
-#[derive(Debug)]
-pub struct LayerNorm<'a> {
-    /// Input, `[rows, cols]`.
-    pub x: &'a [f32],
-    /// Elements of a row.
-    pub cols: usize,
-    /// Added to the variance.
-    pub eps: f32,
-    /// Factor after the normalisation, `[cols]`.
-    pub gamma: Option<&'a [f32]>,
-    /// Summand after the factor, `[cols]`.
-    pub beta: Option<&'a [f32]>,
-    /// Output, shape of `x`.
-    pub out: &'a mut [f32],
-}
-
-/// Computes LayerNorm, see [`LayerNorm`]: the mean first, then the variance around it.
-///
-/// # Errors
-/// [`KernelError::Length`] when a slice does not have the length of its shape.
-pub fn layer_norm(norm: LayerNorm<'_>) -> Result<(), KernelError> {
-    norm.run(Isa::best())
-}
-
-impl LayerNorm<'_> {
-    /// [`layer_norm`] with the instructions of `isa`.
-    ///
-    /// # Errors
-    /// As [`layer_norm`].
-    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
-        let Self {
-            x,
-            cols,
-            eps,
-            gamma,
-            beta,
-            out,
-        } = self;
-        run_rows(
-            isa,
-            x,
-            cols,
-            Rows {
-                eps,
-                centre: true,
-                gamma,
-                beta,
-            },
-            out,
-        )
-    }
-}
-
-/// RMSNorm over the last axis.
-#[derive(Debug)]
-pub struct RmsNorm<'a> {
-    /// Input, `[rows, cols]`.
-    pub x: &'a [f32],
-    /// Elements of a row.
-    pub cols: usize,
-    /// Added to the mean square.
-    pub eps: f32,
-    /// Factor after the normalisation, `[cols]`.
-    pub gamma: Option<&'a [f32]>,
-    /// Output, shape of `x`.
-    pub out: &'a mut [f32],
-}
-
-/// Computes RMSNorm, see [`RmsNorm`].
-///
-/// # Errors
-/// [`KernelError::Length`] when a slice does not have the length of its shape.
-pub fn rms_norm(norm: RmsNorm<'_>) -> Result<(), KernelError> {
-    norm.run(Isa::best())
-}
-
-impl RmsNorm<'_> {
-    /// [`rms_norm`] with the instructions of `isa`.
-    ///
-    /// # Errors
-    /// As [`rms_norm`].
-    pub fn run(self, isa: Isa) -> Result<(), KernelError> {
-        let Self {
-            x,
-            cols,
-            eps,
-            gamma,
-            out,
-        } = self;
-        run_rows(
-            isa,
-            x,
-            cols,
-            Rows {
-                eps,
-                centre: false,
-                gamma,
-                beta: None,
-            },
-            out,
-        )
-    }
-}
-
-/// What the norms over rows share.
-#[derive(Debug, Clone, Copy)]
-struct Rows<'a> {
-    eps: f32,
-    centre: bool,
-    gamma: Option<&'a [f32]>,
-    beta: Option<&'a [f32]>,
-}
-
-fn run_rows(
-    isa: Isa,
-    x: &[f32],
-    cols: usize,
-    rows: Rows<'_>,
-    out: &mut [f32],
-) -> Result<(), KernelError> {
-    exactly(
-        "x",
-        x.len(),
-        product(&[x.len().checked_div(cols).unwrap_or(0), cols]),
-    )?;
-    exactly("out", out.len(), x.len())?;
-    check_affine(rows.gamma, rows.beta, cols)?;
-    for_row_groups(out, cols, cols * 8, |first, out| {
-        isa.run(NormRows {
-            x: &x[first * cols..],
-            cols,
-            rows,
-            out,
-        });
-    });
-    Ok(())
-}
-
-struct NormRows<'a> {
-    x: &'a [f32],
-    cols: usize,
-    rows: Rows<'a>,
-    out: &'a mut [f32],
-}
-
-impl Job for NormRows<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Rows {
-            eps,
-            centre,
-            gamma,
-            beta,
-        } = self.rows;
-        let count = self.cols as f32;
-        for (x, out) in self
-            .x
-            .chunks_exact(self.cols)
-            .zip(self.out.chunks_exact_mut(self.cols))
-        {
-            let mean = s.splat(if centre {
-                sum_of!(s, x, |v| v) / count
-            } else {
-                0.0
-            });
-            let square = sum_of!(s, x, |v| {
-                let d = s.sub(v, mean);
-                s.mul(d, d)
-            });
-            let inverse = s.splat(1.0 / (square / count + eps).sqrt());
-            out.copy_from_slice(x);
-            match gamma {
-                Some(gamma) => {
-                    map2!(s, out, gamma, |v, g| s
-                        .mul(s.mul(s.sub(v, mean), inverse), g));
-                }
-                None => map!(s, out, |v| s.mul(s.sub(v, mean), inverse)),
-            }
-            if let Some(beta) = beta {
-                map2!(s, out, beta, |v, b| s.add(v, b));
-            }
         }
     }
 }
