@@ -3,9 +3,10 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use aquatint_ops::kernels::blocks::encode_q8_0;
 use aquatint_ops::kernels::{
-    self, Attention, Buffer, Conv2d, ConvAlgorithm, Epilogue, Gemm, HeadsRef, Isa, KernelError,
-    MatMut, MatRef, Padding, Rhs, RhsData,
+    self, Attention, BlockFormat, Buffer, Conv2d, ConvAlgorithm, Epilogue, Gemm, HeadsRef, Isa,
+    KernelError, MatMut, MatRef, Padding, Rhs, RhsData,
 };
 use half::f16;
 use serde::Serialize;
@@ -113,10 +114,18 @@ fn gemm(m: usize, k: usize, n: usize) -> Vec<(&'static str, Result<f64, KernelEr
         black_box(&c[..]);
         Ok(())
     };
-    vec![
+    let mut times = vec![
         ("f32", measure(|| run(RhsData::F32(&b)))),
         ("f16", measure(|| run(RhsData::F16(&half)))),
-    ]
+    ];
+    // Whole blocks only: other sizes cannot be stored so.
+    if k.is_multiple_of(BlockFormat::Q8_0.block_len())
+        && let Ok(blocks) = encode_q8_0(&b)
+    {
+        let data = RhsData::Blocks(BlockFormat::Q8_0, &blocks);
+        times.push(("q8_0", measure(|| run(data))));
+    }
+    times
 }
 
 fn conv2d(shape: Shape) -> Result<f64, KernelError> {
@@ -204,6 +213,7 @@ mod tests {
         for (text, storages) in [
             ("2x5x4x3->6 k3 s2", &["f32"][..]),
             ("3x4x5", &["f32", "f16"]),
+            ("3x64x5", &["f32", "f16", "q8_0"]),
             ("1x2x3x4 kv5", &["f32"]),
         ] {
             let shape = Shape::parse(text).unwrap();
