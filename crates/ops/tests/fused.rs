@@ -43,6 +43,7 @@ fn linear() {
         Activation::Silu,
         Activation::Gelu,
         Activation::QuickGelu,
+        Activation::Relu,
     ] {
         let epilogue = Epilogue {
             bias: Some(b.clone()),
@@ -163,6 +164,7 @@ fn norms_and_elementwise() {
         Activation::Gelu,
         Activation::GeluTanh,
         Activation::QuickGelu,
+        Activation::Relu,
     ] {
         close(
             fused::activate(x.clone(), kind),

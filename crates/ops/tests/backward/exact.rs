@@ -16,6 +16,7 @@ fn activate(x: f64, activation: Activation) -> f64 {
         Activation::None => x,
         Activation::Silu => x * sigmoid(x),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Relu => x.max(0.0),
         Activation::Gelu => {
             x * 0.5 * aquatint_kernels::reference::erfc(-x / std::f64::consts::SQRT_2)
         }
