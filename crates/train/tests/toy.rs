@@ -89,10 +89,11 @@ fn energy_test(a: &[[f64; 2]], b: &[[f64; 2]], permutations: usize) -> f64 {
 fn swiss_roll(count: usize) -> Vec<[f64; 2]> {
     (0..count)
         .map(|i| {
-            // A low-discrepancy sequence would be too even for the test; this one is as good as random.
-            let u =
-                ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64 / (1u64 << 53) as f64;
-            let u = (u * 7919.13).fract();
+            // SplitMix64 of the index.
+            let mut z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let u = ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
             let t = 1.5 * std::f64::consts::PI * (1.0 + 2.0 * u);
             [t * t.cos() / 6.9, t * t.sin() / 6.9]
         })
@@ -103,7 +104,7 @@ fn swiss_roll(count: usize) -> Vec<[f64; 2]> {
 fn the_energy_test_tells_distributions_apart() {
     let (a, b) = (swiss_roll(500), swiss_roll(1000).split_off(500));
     assert!(energy_test(&a, &b, 99) > 0.05);
-    let moved: Vec<[f64; 2]> = b.iter().map(|p| [p[0] + 0.15, p[1]]).collect();
+    let moved: Vec<[f64; 2]> = b.iter().map(|p| [p[0] + 0.3, p[1]]).collect();
     assert!(energy_test(&a, &moved, 99) < 0.05);
 }
 
