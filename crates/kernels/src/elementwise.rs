@@ -6,8 +6,10 @@ use crate::threads::for_row_groups;
 use crate::{Activation, Isa};
 
 mod backward;
+mod rotary;
 
 pub use backward::{ActivateBackward, GegluBackward, activate_backward, geglu_backward};
+pub use rotary::{Rotary, RotaryPairs, rotary};
 
 /// Applies an activation in place. Errors against `f64` are below 4e-7 times `|x|`.
 pub fn activate(x: &mut [f32], activation: Activation) {

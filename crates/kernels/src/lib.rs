@@ -36,15 +36,16 @@ pub use conv::{
     conv2d_backward_data, conv2d_backward_weight,
 };
 pub use elementwise::{
-    ActivateBackward, GegluBackward, TimestepEmbedding, activate, activate_backward, add, geglu,
-    geglu_backward, softmax_rows, timestep_embedding, upsample_nearest,
+    ActivateBackward, GegluBackward, Rotary, RotaryPairs, TimestepEmbedding, activate,
+    activate_backward, add, geglu, geglu_backward, rotary, softmax_rows, timestep_embedding,
+    upsample_nearest,
 };
 pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
 pub use norm::{
-    GroupNorm, GroupNormBackward, GroupNormInPlace, LayerNorm, LayerNormBackward, RmsNorm,
-    RmsNormBackward, group_norm, group_norm_backward, group_norm_in_place, layer_norm,
-    layer_norm_backward, rms_norm, rms_norm_backward,
+    GroupNorm, GroupNormBackward, GroupNormInPlace, LayerNorm, LayerNormBackward, ModulatedNorm,
+    RmsNorm, RmsNormBackward, group_norm, group_norm_backward, group_norm_in_place, layer_norm,
+    layer_norm_backward, modulated_norm, rms_norm, rms_norm_backward,
 };
 pub use peak::{peak_gflops, peak_gflops_of_all_threads};
 pub use rows::join_rows;

@@ -113,14 +113,14 @@ impl RmsNorm<'_> {
 
 /// What the norms over rows share.
 #[derive(Debug, Clone, Copy)]
-struct Rows<'a> {
-    eps: f32,
-    centre: bool,
-    gamma: Option<&'a [f32]>,
-    beta: Option<&'a [f32]>,
+pub(super) struct Rows<'a> {
+    pub eps: f32,
+    pub centre: bool,
+    pub gamma: Option<&'a [f32]>,
+    pub beta: Option<&'a [f32]>,
 }
 
-fn run_rows(
+pub(super) fn run_rows(
     isa: Isa,
     x: &[f32],
     cols: usize,

@@ -13,6 +13,7 @@ mod conv_backward;
 mod gemm;
 mod rows;
 mod rows_backward;
+mod transformer;
 
 use aquatint_kernels::blocks::encode_q8_0;
 use aquatint_kernels::{Activation, BlockFormat, RhsData};
