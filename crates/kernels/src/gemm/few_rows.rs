@@ -24,7 +24,12 @@ pub(crate) struct FewRows<'a> {
 impl FewRows<'_> {
     pub(crate) fn run(&self, isa: Isa) {
         let threads = rayon::current_num_threads();
-        let parallel = threads > 1 && self.m * self.n * self.k >= SERIAL_WORK;
+        // Waking a thread costs some ten microseconds; floats are read faster than blocks are widened.
+        let serial = match self.weights.data {
+            RhsData::F32(_) | RhsData::F16(_) | RhsData::BF16(_) => 8 * SERIAL_WORK,
+            _ => SERIAL_WORK,
+        };
+        let parallel = threads > 1 && self.m * self.n * self.k >= serial;
         let tasks = if parallel {
             (threads * TASKS_PER_THREAD).min(self.n)
         } else {
