@@ -16,6 +16,7 @@ use crate::config::SampleConfig;
 use crate::data::picture::{self, Placement};
 use crate::data::{Example, Folder, Size};
 use crate::networks::{Router, TextNetwork, Told};
+use crate::run::stop;
 use crate::tasks::{Drawing, draw};
 
 /// What is measured, and on how much.
@@ -359,11 +360,4 @@ fn bytes(pixels: Tensor<4>) -> Vec<f64> {
         .into_iter()
         .map(|v| ((f64::from(v) * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round())
         .collect()
-}
-
-fn stop(flow: ControlFlow<()>) -> Result<(), TrainError> {
-    match flow.is_break() {
-        true => Err(TrainError::Interrupted),
-        false => Ok(()),
-    }
 }

@@ -11,7 +11,7 @@ use crate::TrainError;
 use crate::parts::Source;
 use crate::run::Card;
 use crate::run::Weights;
-use crate::run::state::write_synced;
+use crate::run::state::{bytes, write_synced};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +91,11 @@ impl Folder {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let mut writer = Writer::create(self.path(name), &specs, &metadata)?;
         for (name, stored) in own() {
-            let values = stored.values.iter();
-            let bytes: Vec<u8> = match storage {
-                Storage::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+            let values = &stored.values;
+            let bytes = match storage {
+                Storage::F32 => bytes(values),
                 Storage::F16 => values
+                    .iter()
                     .flat_map(|&v| f16::from_f32(v).to_le_bytes())
                     .collect(),
             };

@@ -7,12 +7,13 @@ use std::path::Path;
 use aquatint_diffusion::training::Draw;
 use aquatint_models::vae::AutoencoderKl;
 use aquatint_ops::{Device, Tensor};
-use aquatint_weights::{DType, TensorSpec, WeightFile, Writer};
+use aquatint_weights::{TensorSpec, WeightFile, Writer};
 use burn::tensor::TensorData;
 
 use crate::TrainError;
 use crate::data::picture::{self, Placement};
 use crate::data::{Example, Size, Skipped};
+use crate::run::state::{bytes, spec};
 
 /// Distributions of latents, one an example (and one of its mirror image): `[2, height, width, channels]`, mean and
 /// standard deviation, scaled as the diffusion model takes them. The file is mapped, not read.
@@ -220,17 +221,12 @@ impl Request<'_> {
 fn write(path: &Path, key: &str, latents: &BTreeMap<String, Moments>) -> Result<(), TrainError> {
     let specs: Vec<TensorSpec> = latents
         .iter()
-        .map(|(name, (shape, _))| TensorSpec {
-            name: name.clone(),
-            dtype: DType::F32,
-            shape: shape.to_vec(),
-        })
+        .map(|(name, (shape, _))| spec(name.clone(), shape))
         .collect();
     let metadata = [("key".to_owned(), key.to_owned())].into();
     let mut writer = Writer::create(path, &specs, &metadata)?;
     for (name, (_, values)) in latents {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.write(name, &bytes)?;
+        writer.write(name, &bytes(values))?;
     }
     Ok(writer.finish()?)
 }

@@ -1,7 +1,5 @@
 //! Learning a tokenizer's vocabulary from captions.
 
-use std::collections::HashMap;
-
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::{
@@ -105,16 +103,9 @@ fn learn_merges<'a>(
         .initial_alphabet(byte_characters().into_iter().collect())
         .end_of_word_suffix(SUFFIX.to_owned())
         .build();
-    // Captions repeat; each is split once.
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for caption in captions {
-        *counts.entry(caption).or_default() += 1;
-    }
-    let mut repeated: Vec<&str> = Vec::new();
-    for (caption, count) in counts {
-        repeated.extend(std::iter::repeat_n(caption, count));
-    }
-    trainer.feed(repeated.into_iter(), words).map_err(failed)?;
+    // The library wants an iterator that other threads may take.
+    let captions: Vec<&str> = captions.into_iter().collect();
+    trainer.feed(captions.into_iter(), words).map_err(failed)?;
     let mut model = BPE::default();
     trainer.train(&mut model).map_err(failed)?;
     let model = serde_json::to_value(&model).map_err(failed)?;

@@ -128,10 +128,7 @@ impl AutoencoderConfig {
                 "a folder of pictures",
             ));
         }
-        if self.data.holdout == 1 {
-            let expected = "0, or 2 and more: every picture would be held out";
-            return Err(TrainError::setting("data.holdout", 1, expected));
-        }
+        self.data.check_holdout()?;
         if self.from.is_none() && self.model.is_empty() {
             let expected = "a table with the keys of a vae/config.json, or `from`";
             return Err(TrainError::setting("model", "absent", expected));

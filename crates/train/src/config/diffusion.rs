@@ -158,6 +158,16 @@ impl Default for DataConfig {
     }
 }
 
+impl DataConfig {
+    pub(super) fn check_holdout(&self) -> Result<(), TrainError> {
+        if self.holdout == 1 {
+            let expected = "0, or 2 and more: every picture would be held out";
+            return Err(TrainError::setting("data.holdout", 1, expected));
+        }
+        Ok(())
+    }
+}
+
 /// Aspect-ratio buckets, see [`Buckets::by_aspect`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -378,11 +388,7 @@ impl DiffusionConfig {
         }
         range("samples.steps", self.samples.steps, 1, 10_000)?;
         range("samples.count", self.samples.count, 1, 1024)?;
-        range("data.holdout", self.data.holdout, 0, usize::MAX)?;
-        if self.data.holdout == 1 {
-            let expected = "0, or 2 and more: every picture would be held out";
-            return Err(TrainError::setting("data.holdout", 1, expected));
-        }
+        self.data.check_holdout()?;
         self.check_source()?;
         self.check_lora()
     }

@@ -521,6 +521,14 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32, TrainError> {
     values.first().copied().ok_or_else(lost)
 }
 
+/// Ends what precedes the first step when the observer says so.
+pub(crate) fn stop(flow: ControlFlow<()>) -> Result<(), TrainError> {
+    match flow {
+        ControlFlow::Break(()) => Err(TrainError::Interrupted),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
 /// What the code proves cannot be.
 fn lost() -> TrainError {
     TrainError::Internal("the network was lost between two steps")

@@ -152,23 +152,16 @@ fn write_state(folder: &Path, state: &State) -> Result<(), TrainError> {
     write_tensors(&folder.join("weights.safetensors"), &state.weights)?;
     write_tensors(&folder.join("ema.safetensors"), &state.ema)?;
     let path = folder.join("optimizer.safetensors");
-    let kinds = [("first", 0), ("second", 1)];
-    let of = |moments: &Moments, kind| match kind {
-        0 => moments.first.clone(),
-        _ => moments.second.clone(),
+    let slots = || {
+        state.moments.iter().flat_map(|(name, moments)| {
+            [("first", &moments.first), ("second", &moments.second)]
+                .map(|(kind, values)| (format!("{kind}/{name}"), values))
+        })
     };
-    let named = |kind: &str, name: &str| format!("{kind}/{name}");
-    let mut specs = Vec::new();
-    for (name, moments) in &state.moments {
-        for (kind, _) in kinds {
-            specs.push(spec(named(kind, name), &[moments.first.len()]));
-        }
-    }
+    let specs: Vec<TensorSpec> = slots().map(|(name, v)| spec(name, &[v.len()])).collect();
     let mut writer = Writer::create(&path, &specs, &BTreeMap::new())?;
-    for (name, moments) in &state.moments {
-        for (kind, which) in kinds {
-            writer.write(&named(kind, name), &bytes(&of(moments, which)))?;
-        }
+    for (name, values) in slots() {
+        writer.write(&name, &bytes(values))?;
     }
     writer.finish()?;
     let path = folder.join("state.json");
@@ -188,7 +181,8 @@ pub(crate) fn write_synced(path: &Path, content: &[u8]) -> Result<(), TrainError
         .map_err(TrainError::io(path))
 }
 
-fn spec(name: String, shape: &[usize]) -> TensorSpec {
+/// An f32 tensor to be written.
+pub(crate) fn spec(name: String, shape: &[usize]) -> TensorSpec {
     TensorSpec {
         name,
         dtype: DType::F32,
@@ -196,7 +190,8 @@ fn spec(name: String, shape: &[usize]) -> TensorSpec {
     }
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
+/// Values as files hold them.
+pub(crate) fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 

@@ -18,7 +18,7 @@ use crate::lora::{self, Adapted};
 use crate::networks::{Network, Router, TextNetwork, Told, Trained};
 use crate::parts::TextParts;
 use crate::plot::{self, Drawn};
-use crate::run::{Card, Event, Loss, Observer, RunOptions, Task, Weights};
+use crate::run::{Card, Event, Loss, Observer, RunOptions, Task, Weights, stop};
 use crate::supply::{Examples, Supply};
 use crate::{Init, TrainError};
 
@@ -313,13 +313,6 @@ impl Cache<'_> {
             places,
             seed: config.seed,
         })
-    }
-}
-
-fn stop(flow: std::ops::ControlFlow<()>) -> Result<(), TrainError> {
-    match flow.is_break() {
-        true => Err(TrainError::Interrupted),
-        false => Ok(()),
     }
 }
 
