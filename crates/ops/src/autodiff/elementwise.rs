@@ -1,20 +1,35 @@
 //! Activations, GEGLU and the embedding.
 
-use aquatint_kernels::Buffer;
+use aquatint_kernels::{
+    ActivateBackward, Buffer, GegluBackward, activate_backward, geglu_backward,
+};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::derivative::{self, activation_gradient};
 use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
 use super::values::{values, wrap};
-use crate::flex;
+use crate::flex::{self, done};
 use crate::fused::Activation;
 
 #[derive(Debug, Clone)]
 struct Activate {
     x: Saved,
     kind: Activation,
+}
+
+/// `dy * activation'(z)`.
+pub(super) fn activation_gradient(z: FlexTensor, dy: FlexTensor, kind: Activation) -> FlexTensor {
+    let shape = z.layout().shape().to_vec();
+    let (z, dy) = (values(z), values(dy));
+    let mut dx = Buffer::new(z.values().len());
+    done(activate_backward(ActivateBackward {
+        x: z.values(),
+        dy: dy.values(),
+        activation: kind,
+        dx: &mut dx,
+    }));
+    wrap(dx, &shape)
 }
 
 impl Rule<1> for Activate {
@@ -62,7 +77,12 @@ impl Rule<1> for Geglu {
         let (x, dy) = (values(x), values(dy));
         let mut out = Buffer::new(x.values().len());
         let columns = shape.last().map_or(0, |c| c / 2);
-        derivative::geglu(x.values(), dy.values(), columns, &mut out);
+        done(geglu_backward(GegluBackward {
+            x: x.values(),
+            half: columns,
+            dy: dy.values(),
+            dx: &mut out,
+        }));
         [Some(wrap(out, &shape))]
     }
 }

@@ -3,7 +3,7 @@
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::derivative::activation_gradient;
+use super::elementwise::activation_gradient;
 use super::record::{Entry, Node, Operand, primitive};
 use super::values::{sum_rows, values};
 use crate::flex::{self, Operand as Values};

@@ -17,12 +17,10 @@
 
 mod attention;
 mod conv;
-mod derivative;
 mod elementwise;
 mod epilogue;
 mod linear;
 mod norm;
-mod normal;
 mod record;
 mod values;
 

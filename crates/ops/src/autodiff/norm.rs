@@ -1,14 +1,16 @@
 //! Group and layer normalisation.
 
-use aquatint_kernels::Buffer;
+use aquatint_kernels::{
+    Buffer, GroupNormBackward, LayerNormBackward, group_norm_backward, layer_norm_backward,
+};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::normal::{Normal, backward};
 use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
 use super::values::{values, wrap};
-use crate::flex;
+use crate::flex::{self, done};
+use crate::fused::Activation;
 
 /// What a layer norm shares with a group norm: it is one of a single position and a single group.
 #[derive(Debug, Clone, Copy)]
@@ -38,36 +40,50 @@ impl Rule<3> for Norm {
         let x = self.x.take(saved);
         let dims = x.layout().shape().to_vec();
         let channels = dims[dims.len() - 1];
-        let positions = match self.shape.layer {
-            true => 1,
-            false => dims[1..dims.len() - 1].iter().product(),
-        };
         let (x, gamma) = (values(x), values(self.gamma.take(saved)));
         let beta = self.beta.map(|beta| values(beta.take(saved)));
         let dy = values(dy);
         let mut dx = Buffer::new(x.values().len());
-        let sums = backward(
-            Normal {
+        let vector = |wanted: bool| wanted.then(|| Buffer::new(channels));
+        let (mut dgamma, mut dbeta) = (vector(wants_gamma), vector(wants_beta));
+        let Shape {
+            groups, eps, silu, ..
+        } = self.shape;
+        done(match self.shape.layer {
+            true => layer_norm_backward(LayerNormBackward {
                 x: x.values(),
                 dy: dy.values(),
-                positions,
+                cols: channels,
+                eps: eps as f32,
+                gamma: Some(gamma.values()),
+                dx: &mut dx,
+                dgamma: dgamma.as_deref_mut(),
+                dbeta: dbeta.as_deref_mut(),
+            }),
+            false => group_norm_backward(GroupNormBackward {
+                x: x.values(),
+                dy: dy.values(),
+                batch: dims[0],
+                pixels: dims[1..dims.len() - 1].iter().product(),
                 channels,
-                groups: self.shape.groups,
-                eps: self.shape.eps,
-                gamma: gamma.values(),
+                groups,
+                eps: eps as f32,
+                gamma: Some(gamma.values()),
                 beta: beta.as_ref().map(|beta| beta.values()),
-            },
-            &mut dx,
-        );
-        let vector = |sums: &[f64]| {
-            let mut out = Buffer::new(channels);
-            out.iter_mut().zip(sums).for_each(|(o, s)| *o = *s as f32);
-            wrap(out, &[channels])
-        };
+                activation: match silu {
+                    true => Activation::Silu,
+                    false => Activation::None,
+                },
+                dx: &mut dx,
+                dgamma: dgamma.as_deref_mut(),
+                dbeta: dbeta.as_deref_mut(),
+            }),
+        });
+        let vector = |sums: Option<Buffer>| sums.map(|sums| wrap(sums, &[channels]));
         [
             wants_x.then(|| wrap(dx, &dims)),
-            wants_gamma.then(|| vector(&sums.gamma)),
-            wants_beta.then(|| vector(&sums.beta)),
+            vector(dgamma),
+            vector(dbeta),
         ]
     }
 }
