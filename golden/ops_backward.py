@@ -72,6 +72,24 @@ def group_norm(groups, activation=None):
     return run
 
 
+def modulated(norm):
+    def run(x, g, scale, shift):
+        return norm(x, g) * (1 + scale[:, None]) + shift[:, None]
+    return run
+
+
+def rotary(halves):
+    def run(x):
+        tokens, half = x.shape[1], x.shape[3] // 2
+        angles = (torch.arange(tokens * half) * 7 % 11).float().mul(0.3).double()
+        cos, sin = (f(angles.reshape(tokens, 1, half)) for f in (torch.cos, torch.sin))
+        apart = (2, half) if halves else (half, 2)
+        a, b = x.unflatten(3, apart).unbind(3 if halves else 4)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=3 if halves else 4)
+        return turned.flatten(3)
+    return run
+
+
 def geglu(x):
     value, gate = (x * 3).chunk(2, dim=-1)
     return value * F.gelu(gate)
@@ -83,6 +101,7 @@ def main():
     con = lambda kernel: [(2, 4, 5, 3), (4, 3, kernel, kernel), (4,)]
     qkv = lambda n, m: [(2, n, 6), (2, m, 6), (2, m, 6)]
     norm = [(2, 3, 5, 6), (6,), (6,)]
+    modulation = [(2, 3, 7), (7,), (2, 7), (2, 7)]
     ids = torch.tensor([[0, 4, 2, 2], [2, 1, 0, 4]])
     wide = lambda activation: lambda x: finish(x * 4, activation, ())
     cases = {
@@ -104,6 +123,12 @@ def main():
         "group_norm": (norm, group_norm(3)),
         "group_norm_silu": (norm, group_norm(3, "silu")),
         "layer_norm": ([(2, 3, 7), (7,), (7,)], lambda x, g, b: F.layer_norm(x, (7,), g, b, 1e-5)),
+        "rms_norm": ([(2, 3, 2, 7), (7,)], lambda x, g: F.rms_norm(x, (7,), g, 1e-5)),
+        "modulated_layer_norm": (modulation, modulated(lambda x, g: F.layer_norm(x, (7,), g, None, 1e-5))),
+        "modulated_rms_norm": (modulation, modulated(lambda x, g: F.rms_norm(x, (7,), g, 1e-5))),
+        "add_gated": ([(2, 3, 7), (2, 3, 7), (2, 7)], lambda x, y, gate: x + gate[:, None] * y),
+        "rotary_neighbours": ([(2, 3, 2, 6)], rotary(False)),
+        "rotary_halves": ([(2, 3, 2, 6)], rotary(True)),
         "silu": ([(33,)], wide("silu")),
         "gelu": ([(33,)], wide("gelu")),
         "gelu_tanh": ([(33,)], wide("gelu_tanh")),

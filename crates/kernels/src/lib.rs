@@ -43,9 +43,10 @@ pub use elementwise::{
 pub use error::KernelError;
 pub use gemm::{Activation, Epilogue, Gemm, MatMut, MatRef, Rhs, RhsData, RhsLayout, gemm};
 pub use norm::{
-    GroupNorm, GroupNormBackward, GroupNormInPlace, LayerNorm, LayerNormBackward, ModulatedNorm,
-    RmsNorm, RmsNormBackward, group_norm, group_norm_backward, group_norm_in_place, layer_norm,
-    layer_norm_backward, modulated_norm, rms_norm, rms_norm_backward,
+    AddGated, GroupNorm, GroupNormBackward, GroupNormInPlace, LayerNorm, LayerNormBackward,
+    ModulatedNorm, RmsNorm, RmsNormBackward, add_gated, group_norm, group_norm_backward,
+    group_norm_in_place, layer_norm, layer_norm_backward, modulated_norm, rms_norm,
+    rms_norm_backward,
 };
 pub use peak::{peak_gflops, peak_gflops_of_all_threads};
 pub use rows::join_rows;

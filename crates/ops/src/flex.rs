@@ -11,6 +11,10 @@ use half::{bf16, f16};
 
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
 
+mod transformer;
+
+pub(crate) use transformer::{add_gated, modulated_norm, rms_norm, rotary};
+
 /// A contiguous f32 operand.
 pub(crate) struct Operand(FlexTensor);
 
@@ -309,7 +313,19 @@ pub(crate) fn activate<const D: usize>(
     x: Tensor<D>,
     kind: Activation,
 ) -> Result<Tensor<D>, Tensor<D>> {
-    let x = match in_place(x, |values| kernels::activate(values, kind)) {
+    in_place_or_copy(x, |values| kernels::activate(values, kind))
+}
+
+/// `work` in place where nobody else holds `x`, else on a copy; `x` back when it is not a plain `Flex` tensor.
+#[allow(
+    clippy::result_large_err,
+    reason = "the tensor comes back, and no error is made"
+)]
+fn in_place_or_copy<const D: usize>(
+    x: Tensor<D>,
+    work: impl Fn(&mut [f32]),
+) -> Result<Tensor<D>, Tensor<D>> {
+    let x = match in_place(x, &work) {
         Ok(y) => return Ok(y),
         Err(x) => x,
     };
@@ -318,7 +334,7 @@ pub(crate) fn activate<const D: usize>(
     };
     let mut out = Buffer::new(input.values().len());
     out.copy_from_slice(input.values());
-    kernels::activate(&mut out, kind);
+    work(&mut out);
     Ok(wrap(out, x.dims()))
 }
 

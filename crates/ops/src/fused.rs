@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{autodiff, flex, reference};
 
-pub use aquatint_kernels::Activation;
+pub use aquatint_kernels::{Activation, RotaryPairs};
 
 /// What is done to a product before it is stored: `activation(x + bias) + residual`.
 #[derive(Debug, Clone)]
@@ -160,6 +160,90 @@ pub fn layer_norm<const D: usize>(
     {
         Some(y) => y,
         None => reference::layer_norm(x, eps, gamma, beta),
+    }
+}
+
+/// Root mean square normalisation over the last axis (Zhang and Sennrich, 2019; PyTorch's `RMSNorm`):
+/// of tokens, or of the heads of `[batch, tokens, heads, head_dim]`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, eps: f64, gamma: Tensor<1>) -> Tensor<D> {
+    match flex::rms_norm(&x, eps, &gamma).or_else(|| autodiff::rms_norm(&x, eps, &gamma)) {
+        Some(y) => y,
+        None => reference::rms_norm(x, eps, gamma),
+    }
+}
+
+/// Which norm over the last axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowNorm {
+    /// [`layer_norm`], without its summand.
+    Layer,
+    /// [`rms_norm`].
+    Rms,
+}
+
+/// What a norm is multiplied with, and what is added then, a row a batch entry: `y (1 + scale) + shift`
+/// (adaptive layer norm; Peebles and Xie, 2023).
+#[derive(Debug, Clone)]
+pub struct Modulation {
+    /// `[batch, channels]`.
+    pub scale: Tensor<2>,
+    /// `[batch, channels]`.
+    pub shift: Option<Tensor<2>>,
+}
+
+/// A norm over the last axis and its modulation, in one pass.
+///
+/// # Shapes
+/// - x: `[batch, tokens, channels]`; gamma: `[channels]`, all ones when there is none
+/// - output: as x
+pub fn modulated_norm(
+    x: Tensor<3>,
+    norm: RowNorm,
+    eps: f64,
+    gamma: Option<Tensor<1>>,
+    modulation: Modulation,
+) -> Tensor<3> {
+    if let Some(y) = flex::modulated_norm(&x, norm, eps, &gamma, &modulation) {
+        return y;
+    }
+    // The norm has a rule of its own under autodiff; the modulation is burn's there.
+    let (channels, device) = (x.dims()[2], x.device());
+    let constant = |value| Tensor::full([channels], value, (&device, burn::tensor::DType::F32));
+    let gamma = gamma.unwrap_or_else(|| constant(1.0));
+    let y = match norm {
+        RowNorm::Layer => layer_norm(x, eps, gamma, constant(0.0)),
+        RowNorm::Rms => rms_norm(x, eps, gamma),
+    };
+    reference::modulate(y, modulation)
+}
+
+/// `x + gate y`, with a gate a batch entry: how a block of adaptive layer norm zero adds to its residual.
+///
+/// # Shapes
+/// - x, y: `[batch, tokens, channels]`; gate: `[batch, channels]`; output: as x, in its place when nobody
+///   else holds it
+pub fn add_gated(x: Tensor<3>, y: Tensor<3>, gate: Tensor<2>) -> Tensor<3> {
+    match flex::add_gated(x, &y, &gate) {
+        Ok(sum) => sum,
+        Err(x) => reference::add_gated(x, y, gate),
+    }
+}
+
+/// Rotary position embedding (Su et al., 2021): pairs of elements of each head turn by the angles of
+/// their token, `(a, b)` to `(a cos - b sin, a sin + b cos)`.
+///
+/// # Shapes
+/// - x: `[batch, tokens, heads, head_dim]`, queries or keys; cos, sin: `[tokens, head_dim / 2]`, without
+///   gradients on the kernel's path
+/// - output: as x, in its place when nobody else holds it
+pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>, pairs: RotaryPairs) -> Tensor<4> {
+    let x = match flex::rotary(x, &cos, &sin, pairs) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
+    match autodiff::rotary(&x, &cos, &sin, pairs) {
+        Some(y) => y,
+        None => reference::rotary(x, cos, sin, pairs),
     }
 }
 

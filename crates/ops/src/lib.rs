@@ -22,6 +22,8 @@ pub use aquatint_kernels::buffer;
 pub use burn;
 pub use burn::tensor::{Device, Tensor};
 pub use error::OpsError;
-pub use fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
+pub use fused::{
+    Activation, AttentionMask, Conv2dShape, Epilogue, Modulation, RotaryPairs, RowNorm,
+};
 pub use params::{LowRank, ParamSource, Params, RawTensor, Storage};
 pub use trainable::{NamedGradients, Trainable};

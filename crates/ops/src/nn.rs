@@ -253,6 +253,30 @@ impl LayerNorm {
     }
 }
 
+/// Root mean square normalisation (Zhang and Sennrich, 2019) over the last axis; of the heads of queries and
+/// keys, too.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// Scale, `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Reads `weight` at `p`.
+    pub fn load(p: &Params<'_>, channels: usize, eps: f64) -> Result<Self, OpsError> {
+        Ok(RmsNorm {
+            weight: p.vector("weight", [channels])?,
+            eps,
+        })
+    }
+
+    /// `[.., channels]` to the same shape.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        fused::rms_norm(x, self.eps, self.weight.val())
+    }
+}
+
 /// An embedding table `[vocabulary, channels]`, in its storage type.
 #[derive(Module, Debug)]
 pub struct Embedding {

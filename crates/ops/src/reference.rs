@@ -5,7 +5,9 @@ use burn::tensor::{
     ops::{AttentionModuleOptions, ConvOptions},
 };
 
-use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
+use crate::fused::{
+    Activation, AttentionMask, Conv2dShape, Epilogue, Modulation, RotaryPairs, RowNorm,
+};
 
 fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if x.dtype() == DType::F32 {
@@ -122,6 +124,70 @@ pub fn layer_norm<const D: usize>(
 ) -> Tensor<D> {
     let (var, mean) = x.clone().var_mean_bias(D - 1);
     (x - mean) / (var + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+}
+
+/// See [`crate::fused::rms_norm`].
+pub fn rms_norm<const D: usize>(x: Tensor<D>, eps: f64, gamma: Tensor<1>) -> Tensor<D> {
+    let square = (x.clone() * x.clone()).mean_dim(D - 1);
+    x / (square + eps).sqrt() * gamma.unsqueeze()
+}
+
+/// See [`crate::fused::modulated_norm`].
+pub fn modulated_norm(
+    x: Tensor<3>,
+    norm: RowNorm,
+    eps: f64,
+    gamma: Option<Tensor<1>>,
+    modulation: Modulation,
+) -> Tensor<3> {
+    let x = match norm {
+        RowNorm::Layer => x.clone() - x.mean_dim(2),
+        RowNorm::Rms => x,
+    };
+    let square = (x.clone() * x.clone()).mean_dim(2);
+    let y = x / (square + eps).sqrt();
+    let y = match gamma {
+        Some(gamma) => y * gamma.unsqueeze(),
+        None => y,
+    };
+    modulate(y, modulation)
+}
+
+pub(crate) fn modulate(y: Tensor<3>, modulation: Modulation) -> Tensor<3> {
+    let y = y * (modulation.scale + 1.0).unsqueeze_dim(1);
+    match modulation.shift {
+        Some(shift) => y + shift.unsqueeze_dim(1),
+        None => y,
+    }
+}
+
+/// See [`crate::fused::add_gated`].
+pub fn add_gated(x: Tensor<3>, y: Tensor<3>, gate: Tensor<2>) -> Tensor<3> {
+    x + y * gate.unsqueeze_dim(1)
+}
+
+/// See [`crate::fused::rotary`].
+pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>, pairs: RotaryPairs) -> Tensor<4> {
+    let shape = x.dims();
+    let [batch, tokens, heads, head_dim] = shape;
+    let half = head_dim / 2;
+    // Pairs along one axis, their two elements along another.
+    let (apart, axis) = match pairs {
+        RotaryPairs::Neighbours => ([batch, tokens, heads, half, 2], 4),
+        RotaryPairs::Halves => ([batch, tokens, heads, 2, half], 3),
+    };
+    let x = x.reshape(apart);
+    let (a, b) = (x.clone().narrow(axis, 0, 1), x.narrow(axis, 1, 1));
+    let along = match pairs {
+        RotaryPairs::Neighbours => [1, tokens, 1, half, 1],
+        RotaryPairs::Halves => [1, tokens, 1, 1, half],
+    };
+    let (cos, sin): (Tensor<5>, Tensor<5>) = (cos.reshape(along), sin.reshape(along));
+    let turned = vec![
+        a.clone() * cos.clone() - b.clone() * sin.clone(),
+        a * sin + b * cos,
+    ];
+    Tensor::cat(turned, axis).reshape(shape)
 }
 
 /// See [`crate::fused::activate`].

@@ -2,7 +2,9 @@
 //! Tolerance: both sides compute in f32 with sums in different orders, some 1e-6 relative a sum.
 
 use aquatint_ops::burn::tensor::{DType, TensorData};
-use aquatint_ops::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
+use aquatint_ops::fused::{
+    self, Activation, AttentionMask, Conv2dShape, Epilogue, Modulation, RotaryPairs, RowNorm,
+};
 use aquatint_ops::{Device, Tensor, reference};
 
 fn random<const D: usize>(shape: [usize; D], seed: u32) -> Tensor<D> {
@@ -169,6 +171,53 @@ fn norms_and_elementwise() {
         close(
             fused::activate(x.clone(), kind),
             reference::activate(x.clone(), kind),
+        );
+    }
+}
+
+#[test]
+fn norms_of_transformers() {
+    let (x, gamma) = (random([2, 5, 3, 16], 18), random([16], 19));
+    close(
+        fused::rms_norm(x.clone(), 1e-6, gamma.clone()),
+        reference::rms_norm(x, 1e-6, gamma.clone()),
+    );
+    let x = random([3, 7, 16], 20);
+    for norm in [RowNorm::Layer, RowNorm::Rms] {
+        for gamma in [None, Some(gamma.clone())] {
+            for shift in [None, Some(random([3, 16], 21))] {
+                let scale = random([3, 16], 22);
+                let modulation = Modulation { scale, shift };
+                close(
+                    fused::modulated_norm(x.clone(), norm, 1e-6, gamma.clone(), modulation.clone()),
+                    reference::modulated_norm(x.clone(), norm, 1e-6, gamma.clone(), modulation),
+                );
+            }
+        }
+    }
+    let (y, gate) = (random([3, 7, 16], 23), random([3, 16], 24));
+    let want = reference::add_gated(x.clone(), y.clone(), gate.clone());
+    close(
+        fused::add_gated(x.clone(), y.clone(), gate.clone()),
+        want.clone(),
+    );
+    // In place, as nobody else holds it.
+    close(fused::add_gated(x * 1.0, y, gate), want);
+}
+
+#[test]
+fn rotary_embeddings() {
+    let (cos, sin) = (random([5, 4], 25), random([5, 4], 26));
+    for pairs in [RotaryPairs::Neighbours, RotaryPairs::Halves] {
+        let x = random([2, 5, 3, 8], 27);
+        let want = reference::rotary(x.clone(), cos.clone(), sin.clone(), pairs);
+        close(
+            fused::rotary(x.clone(), cos.clone(), sin.clone(), pairs),
+            want.clone(),
+        );
+        close(
+            fused::rotary(x * 1.0, cos.clone(), sin.clone(), pairs),
+            want,
         );
     }
 }

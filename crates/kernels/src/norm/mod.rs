@@ -10,7 +10,7 @@ mod rows_backward;
 
 pub use group::{GroupNorm, GroupNormInPlace, group_norm, group_norm_in_place};
 pub use group_backward::{GroupNormBackward, group_norm_backward};
-pub use modulated::{ModulatedNorm, modulated_norm};
+pub use modulated::{AddGated, ModulatedNorm, add_gated, modulated_norm};
 pub use rows::{LayerNorm, RmsNorm, layer_norm, rms_norm};
 pub use rows_backward::{
     LayerNormBackward, RmsNormBackward, layer_norm_backward, rms_norm_backward,

@@ -1,6 +1,6 @@
 //! What transformers need beside products and attention: rotary embeddings, modulated norms.
 
-use aquatint_kernels::{Isa, ModulatedNorm, Rotary, RotaryPairs, rotary};
+use aquatint_kernels::{AddGated, Isa, ModulatedNorm, Rotary, RotaryPairs, rotary};
 use proptest::prelude::*;
 
 use crate::noise;
@@ -72,6 +72,20 @@ proptest! {
             for (g, w) in got.iter().zip(&want) {
                 // Values up to about 10; sums of 150 terms.
                 prop_assert!((f64::from(*g) - w).abs() <= 2e-6 * (w.abs() + 4.0), "{} {g} {w}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn gated_sums_agree((batch, tokens, cols) in (0usize..4, 1usize..90, 1usize..1000)) {
+        let (x, y) = (noise(batch * tokens * cols, 1), noise(batch * tokens * cols, 2));
+        let gate = noise(batch * cols, 3);
+        for isa in Isa::available() {
+            let mut got = x.clone();
+            AddGated { x: &mut got, y: &y, tokens, cols, gate: &gate }.run(isa).unwrap();
+            for (i, got) in got.iter().enumerate() {
+                // A product and a sum, each rounded.
+                prop_assert_eq!(*got, x[i] + gate[i / cols / tokens * cols + i % cols] * y[i]);
             }
         }
     }

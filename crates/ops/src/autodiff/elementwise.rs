@@ -1,4 +1,4 @@
-//! Activations, GEGLU and the embedding.
+//! Activations, GEGLU, rotary embeddings and the embedding table.
 
 use aquatint_kernels::{
     ActivateBackward, Buffer, GegluBackward, activate_backward, geglu_backward,
@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use super::record::{Entry, Recompute, Rule, Saved, plain, primitive};
 use super::values::{values, wrap};
 use crate::flex::{self, done};
-use crate::fused::Activation;
+use crate::fused::{Activation, RotaryPairs};
 
 #[derive(Debug, Clone)]
 struct Activate {
@@ -171,4 +171,43 @@ pub(crate) fn embedding(table: &Tensor<2>, ids: &[Vec<u32>]) -> Option<Tensor<3>
         ids: ids.concat(),
         shape: table.dims(),
     }))
+}
+
+/// A rotation's gradient is turned back.
+#[derive(Debug, Clone)]
+struct Rotary {
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+    pairs: RotaryPairs,
+}
+
+impl Rule<1> for Rotary {
+    fn gradients(
+        self,
+        dy: FlexTensor,
+        _: [bool; 1],
+        _: &mut Checkpointer,
+    ) -> [Option<FlexTensor>; 1] {
+        let dx = flex::rotary(plain(dy), &self.cos, &self.sin.neg(), self.pairs);
+        [Some(primitive(dx.expect("as in the forward pass")))]
+    }
+}
+
+pub(crate) fn rotary(
+    x: &Tensor<4>,
+    cos: &Tensor<2>,
+    sin: &Tensor<2>,
+    pairs: RotaryPairs,
+) -> Option<Tensor<4>> {
+    let mut entry = Entry::default();
+    let input = entry.operand(x)?;
+    let (cos, sin) = (entry.operand(cos)?, entry.operand(sin)?);
+    // No kernel gives the gradient of an angle.
+    if cos.is_tracked() || sin.is_tracked() {
+        return None;
+    }
+    entry.belongs()?;
+    let (cos, sin) = (cos.value(), sin.value());
+    let y = flex::rotary(input.value(), &cos, &sin, pairs).ok()?;
+    Some(entry.record([input.node()], y, None, |_| Rotary { cos, sin, pairs }))
 }

@@ -10,7 +10,9 @@
 //! | linear, conv2d | x if the weight is tracked; the weight if x is; the sum before an activation |
 //! | attention | q, k, v; probabilities are computed again, some queries at a time |
 //! | norms, activate, geglu | the input; statistics are computed again |
-//! | join_channels, embedding | sizes, ids |
+//! | join_channels, embedding, rotary | sizes, ids, angles |
+//!
+//! A modulated norm is the norm's rule and burn's product and sum; a gated sum is burn's.
 //!
 //! Norms, `activate` and `geglu` are cheap: with `device.autodiff().gradient_checkpointing()` their
 //! outputs are dropped after the forward pass and computed again where a backward asks for them.
@@ -26,6 +28,6 @@ mod values;
 
 pub(crate) use attention::attention;
 pub(crate) use conv::conv2d;
-pub(crate) use elementwise::{activate, embedding, geglu, join_channels};
+pub(crate) use elementwise::{activate, embedding, geglu, join_channels, rotary};
 pub(crate) use linear::linear;
-pub(crate) use norm::{group_norm, layer_norm};
+pub(crate) use norm::{group_norm, layer_norm, rms_norm};

@@ -1,7 +1,8 @@
-//! Group and layer normalisation.
+//! Group, layer and root mean square normalisation.
 
 use aquatint_kernels::{
-    Buffer, GroupNormBackward, LayerNormBackward, group_norm_backward, layer_norm_backward,
+    Buffer, GroupNormBackward, LayerNormBackward, RmsNormBackward, group_norm_backward,
+    layer_norm_backward, rms_norm_backward,
 };
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::flex::FlexTensor;
@@ -12,13 +13,11 @@ use super::values::{values, wrap};
 use crate::flex::{self, done};
 use crate::fused::Activation;
 
-/// What a layer norm shares with a group norm: it is one of a single position and a single group.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    groups: usize,
-    eps: f64,
-    silu: bool,
-    layer: bool,
+enum Kind {
+    Group { groups: usize, silu: bool },
+    Layer,
+    Rms,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +26,8 @@ struct Norm {
     gamma: Saved,
     /// For SiLU's derivative.
     beta: Option<Saved>,
-    shape: Shape,
+    kind: Kind,
+    eps: f64,
 }
 
 impl Rule<3> for Norm {
@@ -46,28 +46,35 @@ impl Rule<3> for Norm {
         let mut dx = Buffer::new(x.values().len());
         let vector = |wanted: bool| wanted.then(|| Buffer::new(channels));
         let (mut dgamma, mut dbeta) = (vector(wants_gamma), vector(wants_beta));
-        let Shape {
-            groups, eps, silu, ..
-        } = self.shape;
-        done(match self.shape.layer {
-            true => layer_norm_backward(LayerNormBackward {
+        let eps = self.eps as f32;
+        done(match self.kind {
+            Kind::Rms => rms_norm_backward(RmsNormBackward {
                 x: x.values(),
                 dy: dy.values(),
                 cols: channels,
-                eps: eps as f32,
+                eps,
+                gamma: Some(gamma.values()),
+                dx: &mut dx,
+                dgamma: dgamma.as_deref_mut(),
+            }),
+            Kind::Layer => layer_norm_backward(LayerNormBackward {
+                x: x.values(),
+                dy: dy.values(),
+                cols: channels,
+                eps,
                 gamma: Some(gamma.values()),
                 dx: &mut dx,
                 dgamma: dgamma.as_deref_mut(),
                 dbeta: dbeta.as_deref_mut(),
             }),
-            false => group_norm_backward(GroupNormBackward {
+            Kind::Group { groups, silu } => group_norm_backward(GroupNormBackward {
                 x: x.values(),
                 dy: dy.values(),
                 batch: dims[0],
                 pixels: dims[1..dims.len() - 1].iter().product(),
                 channels,
                 groups,
-                eps: eps as f32,
+                eps,
                 gamma: Some(gamma.values()),
                 beta: beta.as_ref().map(|beta| beta.values()),
                 activation: match silu {
@@ -91,27 +98,43 @@ impl Rule<3> for Norm {
 fn norm<const D: usize>(
     x: &Tensor<D>,
     gamma: &Tensor<1>,
-    beta: &Tensor<1>,
-    shape: Shape,
-    forward: impl Fn(&Tensor<D>, &Tensor<1>, &Tensor<1>) -> Option<Tensor<D>> + Send + Sync + 'static,
+    beta: Option<&Tensor<1>>,
+    (kind, eps): (Kind, f64),
 ) -> Option<Tensor<D>> {
     let mut entry = Entry::default();
     let x = entry.operand(x)?;
-    let (gamma, beta) = (entry.operand(gamma)?, entry.operand(beta)?);
+    let gamma = entry.operand(gamma)?;
+    let beta = match beta {
+        Some(beta) => Some(entry.operand(beta)?),
+        None => None,
+    };
     entry.belongs()?;
-    let y = forward(&x.value(), &gamma.value(), &beta.value())?;
-    let inputs = vec![x.saved(), gamma.saved(), beta.saved()];
+    let forward = move |x: &Tensor<D>, gamma: &Tensor<1>, beta: Option<&Tensor<1>>| match kind {
+        Kind::Group { groups, silu } => flex::group_norm(x, groups, eps, gamma, beta?, silu),
+        Kind::Layer => flex::layer_norm(x, eps, gamma, beta?),
+        Kind::Rms => flex::rms_norm(x, eps, gamma),
+    };
+    let shift = beta.as_ref().map(|beta| beta.value());
+    let y = forward(&x.value(), &gamma.value(), shift.as_ref())?;
+    let mut inputs = vec![x.saved(), gamma.saved()];
+    inputs.extend(beta.as_ref().map(|beta| beta.saved()));
     let recompute = Recompute::new(inputs, move |inputs| {
-        let [gamma, beta] = [1, 2].map(|i: usize| plain(inputs[i].clone()));
-        let y = forward(&plain(inputs[0].clone()), &gamma, &beta);
-        primitive(y.expect("as in the forward pass"))
+        let (x, gamma) = (plain(inputs[0].clone()), plain(inputs[1].clone()));
+        let beta = inputs.get(2).map(|beta| plain(beta.clone()));
+        primitive(forward(&x, &gamma, beta.as_ref()).expect("as in the forward pass"))
     });
-    let nodes = [x.node(), gamma.node(), beta.node()];
+    let silu = matches!(kind, Kind::Group { silu: true, .. });
+    let nodes = [
+        x.node(),
+        gamma.node(),
+        beta.as_ref().and_then(|beta| beta.node()),
+    ];
     Some(entry.record(nodes, y, Some(recompute), |keeper| Norm {
         x: keeper.keep(&x),
         gamma: keeper.keep(&gamma),
-        beta: shape.silu.then(|| keeper.keep(&beta)),
-        shape,
+        beta: beta.as_ref().filter(|_| silu).map(|beta| keeper.keep(beta)),
+        kind,
+        eps,
     }))
 }
 
@@ -123,15 +146,7 @@ pub(crate) fn group_norm<const D: usize>(
     beta: &Tensor<1>,
     silu: bool,
 ) -> Option<Tensor<D>> {
-    let shape = Shape {
-        groups,
-        eps,
-        silu,
-        layer: false,
-    };
-    norm(x, gamma, beta, shape, move |x, gamma, beta| {
-        flex::group_norm(x, groups, eps, gamma, beta, silu)
-    })
+    norm(x, gamma, Some(beta), (Kind::Group { groups, silu }, eps))
 }
 
 pub(crate) fn layer_norm<const D: usize>(
@@ -140,13 +155,13 @@ pub(crate) fn layer_norm<const D: usize>(
     gamma: &Tensor<1>,
     beta: &Tensor<1>,
 ) -> Option<Tensor<D>> {
-    let shape = Shape {
-        groups: 1,
-        eps,
-        silu: false,
-        layer: true,
-    };
-    norm(x, gamma, beta, shape, move |x, gamma, beta| {
-        flex::layer_norm(x, eps, gamma, beta)
-    })
+    norm(x, gamma, Some(beta), (Kind::Layer, eps))
+}
+
+pub(crate) fn rms_norm<const D: usize>(
+    x: &Tensor<D>,
+    eps: f64,
+    gamma: &Tensor<1>,
+) -> Option<Tensor<D>> {
+    norm(x, gamma, None, (Kind::Rms, eps))
 }

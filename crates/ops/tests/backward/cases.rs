@@ -1,6 +1,8 @@
 //! The cases, by name; `golden/ops_backward.py` has the same.
 
-use aquatint_ops::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
+use aquatint_ops::fused::{
+    self, Activation, AttentionMask, Conv2dShape, Epilogue, Modulation, RotaryPairs, RowNorm,
+};
 use aquatint_ops::{Tensor, reference};
 
 use super::exact::{self, Conv};
@@ -179,6 +181,98 @@ fn layer_norm(name: &'static str, sizes: [usize; 3]) -> Case {
     }
 }
 
+fn rms_norm(name: &'static str, sizes: [usize; 4]) -> Case {
+    let c = sizes[3];
+    Case {
+        name,
+        shapes: vec![sizes.to_vec(), vec![c]],
+        run: Box::new(move |t, path| {
+            let x = t[0].clone().reshape(sizes);
+            call!(path, rms_norm(x, 1e-5, t[1].clone()))
+        }),
+        exact: Box::new(move |t| {
+            let mut y = exact::row_norm(&t[0], c, false);
+            y.iter_mut()
+                .enumerate()
+                .for_each(|(i, y)| *y *= t[1][i % c]);
+            y
+        }),
+    }
+}
+
+fn modulated_norm(name: &'static str, sizes: [usize; 3], norm: RowNorm) -> Case {
+    let [b, n, c] = sizes;
+    Case {
+        name,
+        shapes: vec![sizes.to_vec(), vec![c], vec![b, c], vec![b, c]],
+        run: Box::new(move |t, path| {
+            let x = t[0].clone().reshape(sizes);
+            let [scale, shift] = [2, 3].map(|i| t[i].clone().reshape([b, c]));
+            let shift = Some(shift);
+            let modulation = Modulation { scale, shift };
+            let gamma = Some(t[1].clone());
+            call!(path, modulated_norm(x, norm, 1e-5, gamma, modulation))
+        }),
+        exact: Box::new(move |t| {
+            let mut y = exact::row_norm(&t[0], c, norm == RowNorm::Layer);
+            for (i, y) in y.iter_mut().enumerate() {
+                let at = i / (n * c) * c + i % c;
+                *y = *y * t[1][i % c] * (1.0 + t[2][at]) + t[3][at];
+            }
+            y
+        }),
+    }
+}
+
+fn add_gated(name: &'static str, sizes: [usize; 3]) -> Case {
+    let [b, n, c] = sizes;
+    Case {
+        name,
+        shapes: vec![sizes.to_vec(), sizes.to_vec(), vec![b, c]],
+        run: Box::new(move |t, path| {
+            let [x, y] = [0, 1].map(|i| t[i].clone().reshape(sizes));
+            call!(path, add_gated(x, y, t[2].clone().reshape([b, c])))
+        }),
+        exact: Box::new(move |t| {
+            let sum = |(i, x): (usize, &f64)| x + t[2][i / (n * c) * c + i % c] * t[1][i];
+            t[0].iter().enumerate().map(sum).collect()
+        }),
+    }
+}
+
+fn rotary(name: &'static str, sizes: [usize; 4], pairs: RotaryPairs) -> Case {
+    let [_, n, heads, d] = sizes;
+    let half = d / 2;
+    // Fixed, since angles carry no gradient.
+    let angles: Vec<f32> = (0..n * half).map(|i| (i * 7 % 11) as f32 * 0.3).collect();
+    let exact_angles: Vec<f64> = angles.iter().map(|&a| f64::from(a)).collect();
+    Case {
+        name,
+        shapes: vec![sizes.to_vec()],
+        run: Box::new(move |t, path| {
+            let x = t[0].clone().reshape(sizes);
+            let angles = super::support::flat(&angles, &t[0].device()).reshape([n, half]);
+            let (cos, sin) = (angles.clone().cos(), angles.sin());
+            call!(path, rotary(x, cos, sin, pairs))
+        }),
+        exact: Box::new(move |t| {
+            let mut y = t[0].clone();
+            for (row, head) in y.chunks_exact_mut(d).enumerate() {
+                for i in 0..half {
+                    let (a, b) = match pairs {
+                        RotaryPairs::Neighbours => (2 * i, 2 * i + 1),
+                        RotaryPairs::Halves => (i, i + half),
+                    };
+                    let (sin, cos) = exact_angles[row / heads % n * half + i].sin_cos();
+                    (head[a], head[b]) =
+                        (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+                }
+            }
+            y
+        }),
+    }
+}
+
 fn activate(name: &'static str, kind: Activation, len: usize) -> Case {
     Case {
         name,
@@ -284,6 +378,12 @@ pub fn small() -> Vec<Case> {
         group_norm("group_norm", [2, 3, 5, 6], 3, false),
         group_norm("group_norm_silu", [2, 3, 5, 6], 3, true),
         layer_norm("layer_norm", [2, 3, 7]),
+        rms_norm("rms_norm", [2, 3, 2, 7]),
+        modulated_norm("modulated_layer_norm", [2, 3, 7], RowNorm::Layer),
+        modulated_norm("modulated_rms_norm", [2, 3, 7], RowNorm::Rms),
+        add_gated("add_gated", [2, 3, 7]),
+        rotary("rotary_neighbours", [2, 3, 2, 6], RotaryPairs::Neighbours),
+        rotary("rotary_halves", [2, 3, 2, 6], RotaryPairs::Halves),
         activate("silu", Silu, 33),
         activate("gelu", Gelu, 33),
         activate("gelu_tanh", GeluTanh, 33),
@@ -353,6 +453,8 @@ pub fn large() -> Vec<Case> {
         group_norm("group_norm 2x33x17x96", [2, 33, 17, 96], 32, true),
         group_norm("group_norm 3x7x5x35", [3, 7, 5, 35], 5, false),
         layer_norm("layer_norm 2x131x321", [2, 131, 321]),
+        rms_norm("rms_norm 2x67x5x64", [2, 67, 5, 64]),
+        rotary("rotary 2x67x5x64", [2, 67, 5, 64], RotaryPairs::Neighbours),
         activate("silu 70001", Activation::Silu, 70_001),
         geglu("geglu 131x333", 131, 333),
     ]

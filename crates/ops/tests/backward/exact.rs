@@ -105,6 +105,21 @@ pub fn group_norm(t: &[Vec<f64>], sizes: [usize; 3], groups: usize) -> Vec<f64> 
     y
 }
 
+/// A layer norm when `centre`, else an RMS norm, of rows of `c` and without factors.
+pub fn row_norm(x: &[f64], c: usize, centre: bool) -> Vec<f64> {
+    let norm = |row: &[f64]| {
+        let mean = if centre {
+            row.iter().sum::<f64>() / c as f64
+        } else {
+            0.0
+        };
+        let square = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64;
+        let root = (square + 1e-5).sqrt();
+        row.iter().map(|v| (v - mean) / root).collect::<Vec<_>>()
+    };
+    x.chunks(c).flat_map(norm).collect()
+}
+
 pub fn geglu(x: &[f64], columns: usize) -> Vec<f64> {
     let row = |row: &[f64]| {
         let (value, gate) = row.split_at(columns);
