@@ -56,6 +56,7 @@ impl TrainProgress {
                 ));
                 self.length("training", *steps, *done);
             }
+            Event::Phase { what } => self.line(what),
             Event::Preparing { what, done, total } => {
                 self.length(what, *total as u64, *done as u64);
                 self.plain(|| format!("{what}: {done} of {total}"), done == total);

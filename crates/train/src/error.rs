@@ -13,6 +13,18 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A folder of training data is not there.
+    #[error(
+        "{path}: the folder of pictures (data.dir) is not there; {how}",
+        path = path.display(),
+        how = from(said)
+    )]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Where its pictures come from, as the configuration says.
+        said: String,
+    },
     /// A folder of training data holds no pictures.
     #[error(
         "{path}: no pictures were found (files ending in {endings}); give the folder that holds them, \
@@ -56,6 +68,22 @@ pub enum TrainError {
         path = path.display()
     )]
     NoCaptions {
+        /// The folder.
+        path: PathBuf,
+        /// Pictures without one.
+        missing: usize,
+        /// All pictures.
+        pictures: usize,
+        /// The first without one.
+        example: String,
+    },
+    /// A class-conditional model without classes.
+    #[error(
+        "{path}: {missing} of {pictures} pictures have no class, such as {example}; sort the pictures into subfolders \
+         named after their classes, or give each a \"label\" in metadata.jsonl",
+        path = path.display()
+    )]
+    NoClasses {
         /// The folder.
         path: PathBuf,
         /// Pictures without one.
@@ -167,6 +195,15 @@ pub enum TrainError {
     /// The objective of the training is not valid.
     #[error(transparent)]
     Objective(#[from] aquatint_diffusion::Error),
+}
+
+fn from(source: &str) -> String {
+    match source {
+        "" => {
+            "give a folder that holds pictures, relative to the configuration's own folder".into()
+        }
+        source => format!("this is how it is made: {source}"),
+    }
 }
 
 fn names(files: &[PathBuf]) -> String {

@@ -313,6 +313,7 @@ impl<'a> Evaluator<'a> {
                 cond: self.told(part)?,
                 uncond: Some(self.told(&vec![""; part.len()])?),
                 seed: SEED + i as u64,
+                seed_each: false,
             };
             let values = match draw(&self.net, drawing, &self.device) {
                 Ok(values) => values,

@@ -1,15 +1,18 @@
 //! The finished model as a folder that diffusers loads.
 
+mod cards;
+
+pub(crate) use cards::*;
+
 use std::path::{Path, PathBuf};
 
 use aquatint_diffusion::SchedulerConfig;
 use aquatint_weights::{DType, TensorSpec, Writer};
 use half::f16;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::TrainError;
 use crate::parts::Source;
-use crate::run::Card;
 use crate::run::Weights;
 use crate::run::state::{bytes, write_synced};
 
@@ -131,10 +134,19 @@ impl Folder {
     }
 }
 
-/// `scheduler_config.json` of a DDIM scheduler.
-pub(crate) fn scheduler(config: &SchedulerConfig) -> Value {
+/// The scheduler of a model without text.
+pub(crate) fn picture_scheduler(latent: bool) -> &'static str {
+    if latent {
+        "DDIMScheduler"
+    } else {
+        "DDPMScheduler"
+    }
+}
+
+/// `scheduler_config.json` of a scheduler of diffusers.
+pub(crate) fn scheduler(config: &SchedulerConfig, class: &str) -> Value {
     let mut keys = Map::new();
-    keys.insert("_class_name".into(), "DDIMScheduler".into());
+    keys.insert("_class_name".into(), class.into());
     keys.insert("_diffusers_version".into(), VERSION.into());
     if let Ok(Value::Object(set)) = serde_json::to_value(config) {
         keys.extend(
@@ -147,35 +159,3 @@ pub(crate) fn scheduler(config: &SchedulerConfig) -> Value {
 
 /// The version of diffusers whose folders these are.
 pub(crate) const VERSION: &str = "0.42.1";
-
-/// `model_index.json` of a Stable Diffusion pipeline.
-pub(crate) fn stable_diffusion_index() -> Value {
-    json!({
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": VERSION,
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "requires_safety_checker": false,
-        "safety_checker": [null, null],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
-}
-
-/// A model card.
-pub(crate) fn card(title: &str, data: &str, card: &Card) -> String {
-    let hours = card.seconds / 3600.0;
-    format!(
-        "# {title}\n\n\
-         Trained by [Aquatint](https://github.com/aquatint/aquatint), `aquatint train`.\n\n\
-         * **Data**: {data}\n\
-         * **Licence**: that of the data and of the weights it began with; not stated here.\n\
-         * **Updates**: {}, on {} examples\n\
-         * **Training time**: {:.0} s ({hours:.2} h)\n\n\
-         ## Configuration\n\n```toml\n{}```\n",
-        card.steps, card.samples, card.seconds, card.config
-    )
-}

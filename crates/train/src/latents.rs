@@ -72,13 +72,12 @@ impl LatentStore {
         Ok((Self { file }, there))
     }
 
-    /// A draw from an example's distribution.
+    /// A draw from an example's distribution, with the noise of a batch's slot; its mean without.
     pub fn sample(
         &self,
         example: usize,
         mirrored: bool,
-        draw: &Draw,
-        slot: usize,
+        noise: Option<(&Draw, usize)>,
     ) -> Result<Latent, TrainError> {
         let view = self.view(&name(example, mirrored))?;
         let &[2, height, width, channels] = view.shape.as_slice() else {
@@ -87,7 +86,9 @@ impl LatentStore {
         let moments = aquatint_weights::to_f32_vec(view)?;
         let (mean, deviation) = moments.split_at(height * width * channels);
         let mut values = vec![0.0; mean.len()];
-        draw.normal(slot, &mut values);
+        if let Some((draw, slot)) = noise {
+            draw.normal(slot, &mut values);
+        }
         for ((value, mean), deviation) in values.iter_mut().zip(mean).zip(deviation) {
             *value = mean + deviation * *value;
         }

@@ -1,5 +1,9 @@
 //! The parts of a model that a run begins with: configurations, first weights, tokenizer.
 
+mod picture;
+
+pub(crate) use picture::PictureParts;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,12 +11,13 @@ use aquatint_models::CheckpointSource;
 use aquatint_models::keys::Layout;
 use aquatint_models::text::{ClipTextConfig, ClipTokenizer};
 use aquatint_models::unet::UNetConfig;
-use aquatint_models::vae::VaeConfig;
-use aquatint_ops::{ParamSource, RawTensor};
+use aquatint_models::vae::{AutoencoderKl, VaeConfig};
+use aquatint_ops::{Device, ParamSource, RawTensor};
 use aquatint_weights::WeightSet;
 use serde_json::{Map, Value};
 
 use crate::config::DiffusionConfig;
+use crate::tasks::Encoding;
 use crate::{Init, TrainError};
 
 /// Where a part's weights come from.
@@ -201,6 +206,16 @@ impl TextParts {
     /// Whether the text encoder is a part of the network, because something in it is trained.
     pub fn text_in_network(&self) -> bool {
         self.train_text || self.adapt_text
+    }
+
+    /// What its latents are made with.
+    pub fn encoding<'a>(&'a self, vae: &'a AutoencoderKl, device: &'a Device) -> Encoding<'a> {
+        Encoding {
+            part: &self.vae,
+            vae,
+            halvings: 1 << (self.unet.config.levels.len() - 1),
+            device,
+        }
     }
 
     fn check(&self) -> Result<(), TrainError> {

@@ -42,6 +42,8 @@ pub(crate) enum Supply {
         /// Where each of them is in the store.
         places: Vec<usize>,
         seed: u64,
+        /// Draws of the latents' distributions, not their means.
+        noisy: bool,
     },
 }
 
@@ -49,6 +51,22 @@ pub(crate) enum Supply {
 const POINTS: usize = 10_000;
 
 impl Supply {
+    /// With the means of the latents.
+    pub fn without_noise(mut self) -> Self {
+        if let Self::Latents { noisy, .. } = &mut self {
+            *noisy = false;
+        }
+        self
+    }
+
+    /// Pictures that were left out before the first batch.
+    pub fn skipped_at_start(&self) -> &[Skipped] {
+        match self {
+            Self::Pictures { loader, .. } => loader.skipped_at_start(),
+            Self::Points { .. } | Self::Latents { .. } => &[],
+        }
+    }
+
     /// Batches that show every example once.
     pub fn batches_per_epoch(&self) -> usize {
         match self {
@@ -91,12 +109,14 @@ impl Supply {
                 examples,
                 places,
                 seed,
+                noisy,
             } => {
                 let picks = selection.picks(number, examples);
                 let draw = Draw::new(*seed ^ LATENT_NOISE, number);
                 let mut found = Examples::default();
                 for (slot, pick) in picks.picks.into_iter().enumerate() {
-                    let latent = store.sample(places[pick.example], pick.mirror, &draw, slot)?;
+                    let noise = noisy.then_some((&draw, slot));
+                    let latent = store.sample(places[pick.example], pick.mirror, noise)?;
                     found.shape = latent.shape;
                     found.clean.push(latent.values);
                     found.captions.push(pick.caption);

@@ -72,6 +72,7 @@ fn values_out_of_range_are_told() {
 fn the_configurations_of_this_repository_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     DiffusionConfig::read(&root.join("examples/swiss_roll.toml")).expect("valid");
+    DiffusionConfig::read(&root.join("examples/digits.toml")).expect("valid");
     DiffusionConfig::read(&root.join("models/emoji.toml")).expect("valid");
     AutoencoderConfig::read(&root.join("models/emoji_autoencoder.toml")).expect("valid");
 }

@@ -149,6 +149,103 @@ fn a_model_is_written_resumed_and_measured() {
     assert!((0.0..=1.0).contains(&found.retrieval_top1) && found.autoencoder_psnr_db > 0.0);
 }
 
+/// A new model on the tiny autoencoder.
+fn new_model(data: &Path) -> DiffusionConfig {
+    let sd1 = golden("sd1").display().to_string();
+    let text = format!(
+        "seed = 3\nsteps = 3\nbatch_size = 2\n\
+         [model]\nautoencoder = \"{sd1}/vae\"\ntokenizer = \"{sd1}/tokenizer\"\n\
+         [model.unet]\nblock_out_channels = [8, 16]\nlayers_per_block = 1\nnorm_num_groups = 4\n\
+         attention_head_dim = 2\ndown_block_types = [\"DownBlock2D\", \"CrossAttnDownBlock2D\"]\n\
+         up_block_types = [\"CrossAttnUpBlock2D\", \"UpBlock2D\"]\n\
+         [model.text_encoder]\nhidden_size = 16\nintermediate_size = 32\nnum_hidden_layers = 2\n\
+         num_attention_heads = 2\n\
+         [data]\ndir = {:?}\nresolution = {SIDE}\n\
+         [data.captions]\ndropout = 0.0\n\
+         [checkpoint]\nminutes = 0.0\nsteps = 30\n\
+         [warm_up]\nsteps = 60\nbatch_size = 5\nlearning_rate = 1e-2\ngrid = 2\n",
+        data.display().to_string(),
+    );
+    let path = data.join("config.toml");
+    std::fs::write(&path, text).expect("file");
+    DiffusionConfig::read(&path).expect("valid")
+}
+
+#[test]
+fn a_text_encoder_warms_up_before_the_network_learns() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data);
+    let config = new_model(&data);
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let mut losses = Vec::new();
+    train_diffusion(&config, &options(whole.clone()), &mut |event| {
+        if let Event::Step(report) = event {
+            losses.push(report.loss);
+        }
+        ControlFlow::Continue(())
+    })
+    .expect("run");
+    assert_eq!(losses.len(), 60 + 3);
+    // Five pictures that differ: at first nothing of the variance is explained, then nearly all.
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(
+        mean(&losses[..3]) > 0.9 && mean(&losses[55..60]) < 0.1,
+        "{losses:?}"
+    );
+    // The network begins where the warm-up ended.
+    let tensors = |path: &Path| {
+        let file = aquatint_weights::WeightFile::open(path).expect("file");
+        let of = |t| aquatint_weights::to_f32_vec(t).expect("values");
+        let named = file.tensors().iter().map(|t| (t.name.clone(), of(t)));
+        named.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let warm = tensors(&whole.join("warm_up/checkpoints/step-00000060/ema.safetensors"));
+    let trained = tensors(&whole.join("checkpoints/step-00000003/weights.safetensors"));
+    let name = "text_encoder.text_model.encoder.layers.0.mlp.fc2.weight";
+    for (a, b) in warm[name].iter().zip(&trained[name]) {
+        // Three updates of a rate that rises to 1e-4 over 500 steps.
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    assert!(warm[name].iter().any(|v| v.abs() > 1e-3));
+    assert!(!trained.contains_key("head.weight"));
+
+    // Killed in the warm-up, and again after it.
+    for steps in [40, 22, 61] {
+        let mut left = steps;
+        let run = RunOptions {
+            resume: true,
+            ..options(parts.clone())
+        };
+        let stopped = train_diffusion(&config, &run, &mut |event| {
+            left -= i32::from(matches!(event, Event::Step(_)));
+            match left {
+                ..=0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        match stopped.expect("run") {
+            Outcome::Stopped => assert_ne!(steps, 61),
+            Outcome::Finished => assert_eq!(steps, 61),
+        }
+    }
+    for name in ["unet/diffusion_pytorch_model", "text_encoder/model"] {
+        let read = |out: &Path| {
+            std::fs::read(out.join(format!("model/{name}.safetensors"))).expect("weights")
+        };
+        assert!(read(&whole) == read(&parts), "{name}");
+    }
+
+    let mut refused = config.clone();
+    refused.lora = Some(LoraConfig::default());
+    refused.model.from = Some(golden("sd1"));
+    let message = refused.check().expect_err("refused").to_string();
+    assert!(
+        message.contains("warm_up is set; expected absent"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_low_rank_addition_is_written_in_both_layouts() {
     let dir = tempfile::tempdir().expect("tempdir");

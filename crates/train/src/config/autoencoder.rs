@@ -113,7 +113,7 @@ impl AutoencoderConfig {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<(), TrainError> {
-        steps(self.steps)?;
+        steps("steps", self.steps)?;
         range("batch_size", self.batch_size, 1, 65_536)?;
         range("accumulate", self.accumulate, 1, 65_536)?;
         clip_norm(self.clip_norm)?;

@@ -6,9 +6,9 @@ use aquatint_diffusion::training::{LossWeight, Objective, TimestepSampling};
 use aquatint_diffusion::{BetaSchedule, Prediction, SchedulerConfig, TimestepSpacing};
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointConfig, clip_norm, parse, range, steps};
+use super::{CheckpointConfig, WarmUpConfig, clip_norm, parse, range, steps};
 use crate::TrainError;
-use crate::data::{Buckets, CaptionOptions, Crop, PictureOptions, Size};
+use crate::data::{Buckets, CaptionOptions, Crop, Folder, PictureOptions, Size};
 use crate::optim::{AdamW, Ema, LearningRate};
 
 /// A diffusion run.
@@ -47,6 +47,9 @@ pub struct DiffusionConfig {
     /// A low-rank addition is trained instead of the network itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// The text encoder learns before the network does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUpConfig>,
     /// When the state is saved.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -122,6 +125,9 @@ pub struct DataConfig {
     /// Folder of pictures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// Where the pictures come from, in words: for the model card, and for whoever does not have the folder.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// Or points.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub points: Option<Points>,
@@ -146,6 +152,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             dir: None,
+            source: String::new(),
             points: None,
             resolution: 64,
             buckets: None,
@@ -159,6 +166,21 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Lists the pictures.
+    ///
+    /// # Errors
+    /// As [`Folder::scan`]; a folder that is not there.
+    pub(crate) fn folder(&self) -> Result<Folder, TrainError> {
+        let path = self.dir.as_deref().unwrap_or(Path::new(""));
+        if !path.exists() {
+            return Err(TrainError::NoFolder {
+                path: path.into(),
+                said: self.source.clone(),
+            });
+        }
+        Folder::scan(path)
+    }
+
     pub(super) fn check_holdout(&self) -> Result<(), TrainError> {
         if self.holdout == 1 {
             let expected = "0, or 2 and more: every picture would be held out";
@@ -194,7 +216,7 @@ pub struct ObjectiveConfig {
     /// Noise of whole channels, see [`Objective::new`].
     pub offset_noise: f64,
     /// Training steps T of the forward process; 1000, or those of `model.from`. So are the four below: Stable
-    /// Diffusion's unless set.
+    /// Diffusion's unless set, and for pixels those of Ho et al. 2020.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_timesteps: Option<usize>,
     /// How its betas run.
@@ -321,7 +343,8 @@ impl Default for LoraConfig {
 pub struct SampleConfig {
     /// Every so many steps; 0 for never.
     pub every: u64,
-    /// One picture each; an unconditional model draws `count`.
+    /// One picture each: captions, or names of classes. Without any, a model draws `count` pictures, of all classes
+    /// in turn.
     pub prompts: Vec<String>,
     /// Pictures of an unconditional model; points of a toy are a hundred times as many.
     pub count: usize,
@@ -375,7 +398,7 @@ impl DiffusionConfig {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<(), TrainError> {
-        steps(self.steps)?;
+        steps("steps", self.steps)?;
         range("batch_size", self.batch_size, 1, 65_536)?;
         range("accumulate", self.accumulate, 1, 65_536)?;
         clip_norm(self.clip_norm)?;
@@ -390,7 +413,8 @@ impl DiffusionConfig {
         range("samples.count", self.samples.count, 1, 1024)?;
         self.data.check_holdout()?;
         self.check_source()?;
-        self.check_lora()
+        self.check_lora()?;
+        self.warm_up.map_or(Ok(()), |warm| warm.check(self))
     }
 
     fn check_source(&self) -> Result<(), TrainError> {
@@ -428,6 +452,10 @@ impl DiffusionConfig {
         let Some(lora) = &self.lora else {
             return Ok(());
         };
+        if self.model.kind != ModelKind::Text {
+            let expected = "absent: only a model that is told captions takes low-rank additions";
+            return Err(TrainError::setting("lora", "set", expected));
+        }
         range("lora.rank", lora.rank, 1, 4096)?;
         if !(lora.alpha > 0.0 && lora.alpha.is_finite()) {
             return Err(TrainError::setting(

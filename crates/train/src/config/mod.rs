@@ -3,12 +3,14 @@
 mod autoencoder;
 mod diffusion;
 mod parse;
+mod warm_up;
 
 pub use autoencoder::{AutoencoderConfig, AutoencoderLoss};
 pub use diffusion::{
     BucketConfig, DataConfig, DiffusionConfig, LoraConfig, LoraLayout, ModelConfig, ModelKind,
     ObjectiveConfig, Points, SampleConfig,
 };
+pub use warm_up::WarmUpConfig;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,12 +65,12 @@ fn range(key: &str, found: usize, least: usize, most: usize) -> Result<(), Train
     ))
 }
 
-fn steps(found: u64) -> Result<(), TrainError> {
+fn steps(key: &str, found: u64) -> Result<(), TrainError> {
     if (1..=MOST_STEPS).contains(&found) {
         return Ok(());
     }
     Err(TrainError::setting(
-        "steps",
+        key,
         found,
         format!("1 to {MOST_STEPS}"),
     ))

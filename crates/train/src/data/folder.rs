@@ -185,6 +185,25 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// The names of the classes.
+    ///
+    /// # Errors
+    /// [`TrainError::NoClasses`] when a picture has none.
+    pub fn require_classes(&self) -> Result<&[String], TrainError> {
+        let mut without = self.examples.iter().filter(|e| e.class.is_none());
+        let Some(first) = without.next() else {
+            return Ok(&self.classes);
+        };
+        Err(TrainError::NoClasses {
+            path: self.path.clone(),
+            missing: 1 + without.count(),
+            pictures: self.examples.len(),
+            example: first.path.display().to_string(),
+        })
+    }
+}
+
 /// The files of a folder by kind.
 #[derive(Default)]
 struct Files {

@@ -69,9 +69,12 @@ impl CsvLog {
             }
         }
         row.push('\n');
-        self.file
-            .write_all(row.as_bytes())
-            .map_err(TrainError::io(&self.path))
+        let before = self.file.metadata().map_err(TrainError::io(&self.path))?;
+        self.file.write_all(row.as_bytes()).map_err(|error| {
+            // A full disk takes a part of a row; the next attempt writes all of it.
+            let _ = self.file.set_len(before.len());
+            TrainError::io(&self.path)(error)
+        })
     }
 }
 

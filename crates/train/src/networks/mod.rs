@@ -1,9 +1,11 @@
 //! The networks that are trained to remove noise, behind one contract.
 
+mod picture;
 mod plane;
 mod router;
 mod text;
 
+pub use picture::PictureNetwork;
 pub(crate) use plane::PlaneConfig;
 pub use plane::PlaneNetwork;
 pub use router::Stored;

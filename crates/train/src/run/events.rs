@@ -42,6 +42,11 @@ pub enum Event<'a> {
         /// Pictures (or points) it learns from.
         examples: usize,
     },
+    /// A part of the run begins that is a run in itself.
+    Phase {
+        /// What happens in it.
+        what: &'a str,
+    },
     /// Something that is done once before the steps.
     Preparing {
         /// What.

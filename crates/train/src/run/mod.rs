@@ -1,15 +1,17 @@
 //! The loop that every kind of training shares.
 
 mod events;
+mod outputs;
 mod resume;
 pub(crate) mod state;
 
 pub use events::{Event, StepReport};
+pub(crate) use state::State;
 pub use state::Weights;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aquatint_ops::{NamedGradients, Tensor, Trainable};
 use burn::module::Module;
@@ -20,7 +22,7 @@ use crate::data::Skipped;
 use crate::metrics::{CsvLog, EventLog};
 use crate::networks::Stored;
 use crate::optim::{AdamW, Ema, LearningRate, Moments, clip_factor, global_norm};
-use state::{Checkpoints, State};
+use state::Checkpoints;
 
 /// How a run is asked for, beside its configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,8 +111,6 @@ pub(crate) struct Settings {
 
 /// Bins of the plot of losses by noise level.
 const BINS: usize = 20;
-/// Steps between two full-disk attempts are this long.
-const DISK_WAIT: Duration = Duration::from_secs(5);
 /// Weight of a step in the smooth loss.
 const SMOOTHING: f64 = 0.02;
 
@@ -141,6 +141,11 @@ pub(crate) fn begin(
     settings: &Settings,
 ) -> Result<Option<State>, TrainError> {
     resume::begin(options, settings)
+}
+
+/// The newest state in a run's folder.
+pub(crate) fn newest(out: &Path, keep: usize) -> Result<Option<State>, TrainError> {
+    Checkpoints::new(out, keep).newest()
 }
 
 /// Trains.
@@ -363,151 +368,11 @@ impl<T: Task> Run<'_, T> {
         self.net = Some(net);
     }
 
-    fn log(&mut self, report: &StepReport) -> Result<(), TrainError> {
-        let values = [
-            ("loss", report.loss),
-            ("smooth_loss", report.smooth_loss),
-            ("learning_rate", report.learning_rate),
-            ("gradient_norm", report.gradient_norm),
-            ("samples_per_second", report.samples_per_second),
-        ];
-        let mut row: Vec<Option<f64>> = values.iter().map(|v| Some(v.1)).collect();
-        row.push(None);
-        loop {
-            let written = self
-                .csv
-                .row(report.step, &row)
-                .and_then(|()| self.events.scalars(report.step, &values));
-            match written {
-                Err(error) if error.is_disk_full() => {
-                    if self.wait_for_disk(&error).is_break() {
-                        return Ok(());
-                    }
-                }
-                other => return other,
-            }
-        }
-    }
-
     fn due(&self) -> bool {
         let CheckpointConfig { minutes, steps, .. } = self.settings.checkpoint;
         let by_steps = steps > 0 && self.state.progress.step.is_multiple_of(steps);
         let by_time = minutes > 0.0 && self.saved_at.elapsed().as_secs_f64() >= minutes * 60.0;
         by_steps || by_time
-    }
-
-    /// Validates and saves; waits for room on a full disk.
-    fn save(&mut self) -> Result<ControlFlow<()>, TrainError> {
-        let net = self.net.as_ref().ok_or_else(lost)?;
-        let weights = &mut self.state.weights;
-        weights.clear();
-        self.trainable.visit(net, |name, shape, values| {
-            let stored = Stored {
-                shape: shape.to_vec(),
-                values: values.to_vec(),
-            };
-            weights.insert(name.into(), stored);
-        });
-        let mut flow = self.validate()?;
-        loop {
-            match self.checkpoints.save(&self.state) {
-                Ok(path) => {
-                    self.saved_at = Instant::now();
-                    let step = self.state.progress.step;
-                    let told = (self.observer)(&Event::Saved { path: &path, step });
-                    if told.is_break() {
-                        flow = told;
-                    }
-                    return Ok(flow);
-                }
-                Err(error) if error.is_disk_full() => {
-                    if self.wait_for_disk(&error).is_break() {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn wait_for_disk(&mut self, error: &TrainError) -> ControlFlow<()> {
-        let message = error.to_string();
-        let told = (self.observer)(&Event::DiskFull { message: &message });
-        if told.is_continue() {
-            std::thread::sleep(DISK_WAIT);
-        }
-        told
-    }
-
-    /// The loss that decides which checkpoint is the best: of held-out examples, else the smooth one.
-    fn validate(&mut self) -> Result<ControlFlow<()>, TrainError> {
-        let held_out = self.task.validate(&self.state.ema)?;
-        let progress = &mut self.state.progress;
-        let Some(loss) = held_out.or(progress.smooth_loss) else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let best = progress.best.is_none_or(|(lowest, _)| loss < lowest);
-        if best {
-            progress.best = Some((loss, progress.step));
-        }
-        let Some(loss) = held_out else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        self.events
-            .scalars(progress.step, &[("validation_loss", loss)])?;
-        Ok((self.observer)(&Event::Validation { loss, best }))
-    }
-
-    /// Pictures on the way, and the losses by noise level.
-    fn draw(&mut self) -> Result<ControlFlow<()>, TrainError> {
-        let step = self.state.progress.step;
-        let folder = self.options.out.join("samples");
-        std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
-        if self.bins.iter().any(|b| b.1 > 0) {
-            crate::plot::losses(&folder.join("loss_by_timestep"), &self.bins)?;
-        }
-        let path = folder.join(format!("step-{step:08}.png"));
-        if !self.task.samples(&self.state.ema, &path)? {
-            return Ok(ControlFlow::Continue(()));
-        }
-        let png = std::fs::read(&path).map_err(TrainError::io(&path))?;
-        crate::plot::log_png(&mut self.events, step, "samples", &png)?;
-        Ok((self.observer)(&Event::Samples { path: &path }))
-    }
-
-    fn export(mut self) -> Result<Outcome, TrainError> {
-        let folder = self.options.out.join("model");
-        let progress = &self.state.progress;
-        let card = Card {
-            steps: progress.step,
-            samples: progress.samples,
-            seconds: progress.seconds,
-            config: self.settings.config.clone(),
-        };
-        loop {
-            match self.task.export(&self.state.ema, &folder, &card) {
-                Ok(()) => break,
-                Err(error) if error.is_disk_full() => {
-                    if self.wait_for_disk(&error).is_break() {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        // Nothing is left to be ended.
-        let _ = (self.observer)(&Event::Finished { path: &folder });
-        Ok(Outcome::Finished)
-    }
-
-    fn not_finite(&self, step: u64, files: Vec<PathBuf>) -> TrainError {
-        let steps = self.checkpoints.steps().unwrap_or_default();
-        let good = steps.last().map(|&s| self.checkpoints.path(s));
-        TrainError::NotFinite {
-            step: step + 1,
-            files,
-            checkpoint: good,
-        }
     }
 }
 

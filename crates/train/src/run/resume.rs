@@ -5,7 +5,13 @@ use super::{RunOptions, Settings};
 use crate::TrainError;
 
 /// Settings that may change when a run goes on: they do not touch what is computed.
-const FREE: &[&str] = &["checkpoint", "samples", "samples_every", "data.workers"];
+const FREE: &[&str] = &[
+    "checkpoint",
+    "samples",
+    "samples_every",
+    "data.workers",
+    "data.source",
+];
 
 pub(super) fn begin(
     options: &RunOptions,

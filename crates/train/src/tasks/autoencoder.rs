@@ -110,8 +110,7 @@ impl AutoencoderTask {
             height: side,
         };
         let buckets = Buckets::one(size, part.config.factor())?;
-        let dir = config.data.dir.as_deref().unwrap_or(Path::new(""));
-        let (train, held) = Folder::scan(dir)?.hold_out(config.data.holdout);
+        let (train, held) = config.data.folder()?.hold_out(config.data.holdout);
         let held_out = !held.examples.is_empty();
         let shown = match held_out {
             true => some_pictures(&held, size, MEASURED),
@@ -390,7 +389,7 @@ impl Task for AutoencoderTask {
         )?;
         let dir = self.config.data.dir.as_deref().unwrap_or(Path::new(""));
         let data = format!("{} pictures of {}", self.supply.len(), dir.display());
-        let text = export::card("Autoencoder", &data, card);
+        let text = export::card("Autoencoder", &data, card, "");
         output.text(
             "README.md",
             &format!("{text}\nScaling factor of the latents: {rounded}\n"),

@@ -16,7 +16,7 @@ use crate::TrainError;
 use crate::config::SampleConfig;
 use crate::networks::{Network, Told};
 use crate::run::Loss;
-use crate::supply::Examples;
+use crate::supply::{Examples, Supply};
 
 /// A batch after the forward process.
 pub(crate) struct Noised {
@@ -113,6 +113,27 @@ pub(crate) fn nothing(examples: Examples) -> Loss {
     }
 }
 
+/// The mean loss of held-out examples. Their levels and noise are the same each time, so that only the weights make a
+/// difference.
+pub(crate) fn measure(
+    held: &mut Supply,
+    loss: impl Fn(Examples, &Draw) -> Result<Loss, TrainError>,
+) -> Result<Option<f64>, TrainError> {
+    let (mut sum, mut count) = (0.0, 0);
+    for number in 0..held.batches_per_epoch() as u64 {
+        let loss = loss(held.batch(number)?, &Draw::new(VALIDATION, number))?;
+        if let Some(tensor) = loss.tensor {
+            let value = tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
+            sum += f64::from(value[0]) * loss.examples as f64;
+            count += loss.examples;
+        }
+    }
+    Ok((count > 0).then(|| sum / count as f64))
+}
+
+/// Seed of the held-out examples' levels and noise.
+const VALIDATION: u64 = 0x7661_6c69_6461_7465;
+
 /// A network behind the samplers' contract: one example, channels last on both sides.
 struct Sampled<'a, N> {
     net: &'a N,
@@ -161,6 +182,8 @@ pub(crate) struct Drawing<'a> {
     pub cond: Told,
     pub uncond: Option<Told>,
     pub seed: u64,
+    /// Each example has a generator of its own, the first with `seed`, the others following; else one draws for all.
+    pub seed_each: bool,
 }
 
 /// Draws examples, `[batch, height, width, channels]`.
@@ -178,11 +201,15 @@ pub(crate) fn draw<N: Network>(
         cond,
         uncond,
         seed,
+        seed_each,
     } = drawing;
     let info = sampler::find(&config.sampler)?;
     let plan = Plan::new(info, scheduler, config.steps, Sigmas::Config)?;
     let mut noise = ChannelsLast {
-        inner: TorchCpu::from_seed(seed),
+        inner: match seed_each {
+            true => (seed..).take(shape[0]).map(TorchCpu::from_seed).collect(),
+            false => vec![TorchCpu::from_seed(seed)],
+        },
         shape,
     };
     let mut latent = vec![0.0; shape.iter().product()];
@@ -216,7 +243,8 @@ pub(crate) fn draw<N: Network>(
 
 /// PyTorch's noise, turned to channels last.
 struct ChannelsLast {
-    inner: TorchCpu,
+    /// For equal parts of the batch.
+    inner: Vec<TorchCpu>,
     shape: [usize; 4],
 }
 
@@ -224,7 +252,10 @@ impl NoiseSource for ChannelsLast {
     fn normal(&mut self, out: &mut [f32]) {
         let [batch, height, width, channels] = self.shape;
         let mut drawn = vec![0.0; out.len()];
-        self.inner.normal(&mut drawn);
+        let part = out.len() / self.inner.len();
+        for (generator, part) in self.inner.iter_mut().zip(drawn.chunks_exact_mut(part)) {
+            generator.normal(part);
+        }
         for b in 0..batch {
             for c in 0..channels {
                 for p in 0..height * width {

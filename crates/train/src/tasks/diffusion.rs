@@ -2,8 +2,10 @@
 
 use aquatint_ops::Trainable;
 
+use super::picture::PictureTask;
 use super::plane::PlaneTask;
 use super::text::TextTask;
+use super::warm_up::warm_up;
 use crate::TrainError;
 use crate::config::{DiffusionConfig, ModelKind};
 use crate::run::{self, Observer, Outcome, RunOptions, Settings};
@@ -33,18 +35,28 @@ pub fn train_diffusion<'a>(
             run::run(task, net, trainable, settings, options, state, observer)
         }
         ModelKind::Text => {
+            let warmed = match (&state, &config.warm_up) {
+                (None, Some(warm)) => match warm_up(config, warm, options, observer)? {
+                    None => return Ok(Outcome::Stopped),
+                    warmed => warmed,
+                },
+                _ => None,
+            };
+            let stored = stored.or(warmed.as_ref());
             let (task, net, trainable) = TextTask::new(config, options, stored, observer)?;
             run::run(task, net, trainable, settings, options, state, observer)
         }
-        ModelKind::Class | ModelKind::Unconditional => Err(TrainError::setting(
-            "model.kind",
-            "class or unconditional",
-            "text or points in this version",
-        )),
+        ModelKind::Class | ModelKind::Unconditional => {
+            let trainable = Trainable::all();
+            let start = state.as_ref().map_or(0, |s| s.progress.step);
+            let (task, net) =
+                PictureTask::new(config, options, stored, start, &trainable, observer)?;
+            run::run(task, net, trainable, settings, options, state, observer)
+        }
     }
 }
 
-fn settings(config: &DiffusionConfig) -> Result<Settings, TrainError> {
+pub(super) fn settings(config: &DiffusionConfig) -> Result<Settings, TrainError> {
     let text = toml::to_string(config)
         .map_err(|_| TrainError::Internal("the configuration cannot be written as TOML"))?;
     Ok(Settings {

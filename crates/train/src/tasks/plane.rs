@@ -90,6 +90,7 @@ impl PlaneTask {
             cond: Told::default(),
             uncond: None,
             seed: samples.seed,
+            seed_each: false,
         };
         let values = denoise::draw(&net, drawing, &self.device)?;
         Ok(values.chunks_exact(2).map(|p| [p[0], p[1]]).collect())
@@ -139,14 +140,19 @@ impl Task for PlaneTask {
         output.json("config.json", &config)?;
         output.json(
             "scheduler_config.json",
-            &export::scheduler(&self.config.objective.scheduler(None)),
+            &export::scheduler(&self.config.objective.scheduler(None), "DDIMScheduler"),
         )?;
         output.tensors("model.safetensors", weights, "", export::Storage::F32)?;
         output.text("samples.csv", &text)?;
         plot::scatter(&output.path("samples.png"), &points)?;
         output.text(
             "README.md",
-            &export::card("Points in the plane", "none: the points are computed", card),
+            &export::card(
+                "Points in the plane",
+                "none: the points are computed",
+                card,
+                "",
+            ),
         )?;
         output.finish()
     }

@@ -10,15 +10,15 @@ use aquatint_ops::{Device, ParamSource, Params, Tensor, Trainable};
 use burn::tensor::TensorData;
 
 use super::denoise::{self, Drawing};
+use super::latents::supplies;
 use crate::config::DiffusionConfig;
-use crate::data::{Buckets, Example, Folder, Readable, Selection, SelectionOptions, Size};
+use crate::data::Folder;
 use crate::export::{self, Storage};
-use crate::latents::{self, LatentStore};
 use crate::lora::{self, Adapted};
 use crate::networks::{Network, Router, TextNetwork, Told, Trained};
 use crate::parts::TextParts;
 use crate::plot::{self, Drawn};
-use crate::run::{Card, Event, Loss, Observer, RunOptions, Task, Weights, stop};
+use crate::run::{Card, Loss, Observer, RunOptions, Task, Weights};
 use crate::supply::{Examples, Supply};
 use crate::{Init, TrainError};
 
@@ -73,7 +73,9 @@ impl TextTask {
             }
         };
         let vae = AutoencoderKl::load(&Params::new(&parts.vae.source, &device), &parts.vae.config)?;
-        let (supply, held) = supplies(config, options, &parts, &vae, &device, observer)?;
+        let encoding = parts.encoding(&vae, &device);
+        let folder = captioned(config)?;
+        let (supply, held) = supplies(config, options, folder, &encoding, observer)?;
         let base = parts.scheduler.as_ref();
         let task = Self {
             objective: config.objective.build(base)?,
@@ -143,6 +145,7 @@ impl TextTask {
             cond: self.told(&[prompt.to_owned()], &self.device)?,
             uncond: Some(self.told(&[String::new()], &self.device)?),
             seed,
+            seed_each: false,
         };
         let latent = denoise::draw(net, drawing, &self.device)?;
         let latent = Tensor::<4>::from_data(TensorData::new(latent, shape), &self.device);
@@ -187,133 +190,11 @@ fn load(
     Ok(TextNetwork::load(&params, &parts.unet.config, encoder)?)
 }
 
-/// The training and the held-out examples, as latents.
-fn supplies(
-    config: &DiffusionConfig,
-    options: &RunOptions,
-    parts: &TextParts,
-    vae: &AutoencoderKl,
-    device: &Device,
-    observer: &mut Observer<'_>,
-) -> Result<(Supply, Option<Supply>), TrainError> {
-    let dir = config.data.dir.as_deref().unwrap_or(Path::new(""));
-    let folder = Folder::scan(dir)?;
+/// The pictures of a run, all with captions.
+pub(super) fn captioned(config: &DiffusionConfig) -> Result<Folder, TrainError> {
+    let folder = config.data.folder()?;
     folder.require_captions()?;
-    let factor = vae.config().factor();
-    let halvings = 1 << (parts.unet.config.levels.len() - 1);
-    let buckets = config.buckets(factor * halvings)?;
-    let (train, held) = folder.hold_out(config.data.holdout);
-    let fingerprint = fingerprint(&parts.vae.source, &parts.vae.json);
-    let mut open = |folder: &Folder, name: &str, options_of: &DiffusionConfig| {
-        let cache = Cache {
-            path: options.out.join("cache").join(name),
-            vae,
-            fingerprint,
-            device,
-        };
-        cache.open(folder, &buckets, options_of, observer)
-    };
-    let supply = open(&train, "latents.safetensors", config)?;
-    if held.examples.is_empty() {
-        return Ok((supply, None));
-    }
-    // Held-out examples are seen as they are.
-    let mut plain = config.clone();
-    plain.data.flip = 0.0;
-    plain.data.captions = crate::data::CaptionOptions {
-        dropout: 0.0,
-        ..crate::data::CaptionOptions::default()
-    };
-    let held = open(&held, "held_out.safetensors", &plain)?;
-    Ok((supply, Some(held)))
-}
-
-/// Tells the weights of an autoencoder from others: its configuration and one of its tensors.
-fn fingerprint(source: &dyn ParamSource, json: &serde_json::Map<String, serde_json::Value>) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    serde_json::Value::Object(json.clone())
-        .to_string()
-        .hash(&mut hasher);
-    if let Some(shape) = json
-        .get("block_out_channels")
-        .and_then(|c| c.get(0))
-        .and_then(serde_json::Value::as_u64)
-        && let Ok(raw) = source.tensor("encoder.conv_in.weight", &[shape as usize, 3, 3, 3])
-    {
-        raw.bytes.hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
-struct Cache<'a> {
-    path: std::path::PathBuf,
-    vae: &'a AutoencoderKl,
-    fingerprint: u64,
-    device: &'a Device,
-}
-
-impl Cache<'_> {
-    fn open(
-        &self,
-        folder: &Folder,
-        buckets: &Buckets,
-        config: &DiffusionConfig,
-        observer: &mut Observer<'_>,
-    ) -> Result<Supply, TrainError> {
-        let Readable {
-            examples,
-            bucket_of,
-            skipped,
-            ..
-        } = Readable::of(folder, buckets)?;
-        for skipped in &skipped {
-            stop(observer(&Event::Skipped(skipped)))?;
-        }
-        let sizes: Vec<Size> = bucket_of.iter().map(|&b| buckets.sizes()[b]).collect();
-        let request = latents::Request {
-            examples: &examples,
-            sizes,
-            mirrored: config.data.flip > 0.0,
-            vae: self.vae,
-            fingerprint: self.fingerprint,
-            device: self.device,
-        };
-        let mut told = |progress: latents::Progress<'_>| {
-            let event = match progress {
-                latents::Progress::Done(done, total) => Event::Preparing {
-                    what: "latents",
-                    done,
-                    total,
-                },
-                latents::Progress::Skipped(skipped) => Event::Skipped(skipped),
-            };
-            stop(observer(&event))
-        };
-        let (store, places) = LatentStore::open(&self.path, &request, &mut told)?;
-        if places.is_empty() {
-            return Err(TrainError::AllCorrupt {
-                path: folder.path.clone(),
-                pictures: folder.examples.len(),
-                first: "it cannot be decoded".into(),
-            });
-        }
-        let bucket_of: Vec<usize> = places.iter().map(|&p| bucket_of[p]).collect();
-        let examples: Vec<Example> = places.iter().map(|&p| examples[p].clone()).collect();
-        let options = SelectionOptions {
-            seed: config.seed,
-            batch: config.batch_size,
-            picture: config.picture_options(),
-            captions: config.data.captions,
-        };
-        Ok(Supply::Latents {
-            store,
-            selection: Box::new(Selection::new(options, &bucket_of)),
-            examples,
-            places,
-            seed: config.seed,
-        })
-    }
+    Ok(folder)
 }
 
 impl Task for TextTask {
@@ -338,20 +219,11 @@ impl Task for TextTask {
             return Ok(None);
         };
         let net = self.network(weights)?;
-        let (mut sum, mut count) = (0.0, 0);
-        for number in 0..held.batches_per_epoch() as u64 {
-            let examples = held.batch(number)?;
-            // The same levels and noise each time, so that only the weights make a difference.
-            let draw = Draw::new(VALIDATION, number);
-            let loss = self.batch_loss(&net, examples, &draw, &self.device)?;
-            if let Some(tensor) = loss.tensor {
-                let value = tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
-                sum += f64::from(value[0]) * loss.examples as f64;
-                count += loss.examples;
-            }
-        }
+        let found = denoise::measure(&mut held, |examples, draw| {
+            self.batch_loss(&net, examples, draw, &self.device)
+        })?;
         self.held = Some(held);
-        Ok((count > 0).then(|| sum / count as f64))
+        Ok(found)
     }
 
     fn samples(&mut self, weights: &Weights, path: &Path) -> Result<bool, TrainError> {
@@ -372,19 +244,20 @@ impl Task for TextTask {
 
     fn export(&mut self, weights: &Weights, folder: &Path, card: &Card) -> Result<(), TrainError> {
         let output = export::Folder::begin(folder)?;
-        let dir = self.config.data.dir.as_deref().unwrap_or(Path::new(""));
-        let data = format!("{} pictures of {}", self.supply.len(), dir.display());
+        let data = export::pictures(self.supply.len(), &self.config);
         if let Some(lora) = &self.config.lora {
             let file = "pytorch_lora_weights.safetensors";
             output.tensors(file, &lora::tensors(weights, lora), "", Storage::F32)?;
-            output.text("README.md", &export::card("LoRA", &data, card))?;
+            output.text("README.md", &export::card("LoRA", &data, card, ""))?;
             return output.finish();
         }
         let parts = &self.parts;
-        output.json("model_index.json", &export::stable_diffusion_index())?;
+        let class = "DDIMScheduler";
+        let index = export::stable_diffusion_index(class);
+        output.json("model_index.json", &index)?;
         output.json(
             "scheduler/scheduler_config.json",
-            &export::scheduler(&self.scheduler),
+            &export::scheduler(&self.scheduler, class),
         )?;
         output.json("unet/config.json", &parts.unet.json.clone().into())?;
         let storage = Storage::F16;
@@ -410,23 +283,15 @@ impl Task for TextTask {
                 output.copy(&from, &format!("tokenizer/{file}"))?;
             }
         }
-        let data = format!(
-            "{} pictures of {}",
-            self.supply.len(),
-            self.config
-                .data
-                .dir
-                .as_deref()
-                .unwrap_or(Path::new(""))
-                .display()
-        );
-        output.text("README.md", &export::card("Text to image", &data, card))?;
+        output.json("aquatint.json", &export::defaults(&self.config))?;
+        let how = export::text_use(&self.config);
+        output.text(
+            "README.md",
+            &export::card("Text to image", &data, card, &how),
+        )?;
         output.finish()
     }
 }
-
-/// Seed of the held-out examples' levels and noise.
-const VALIDATION: u64 = 0x7661_6c69_6461_7465;
 
 /// What a tokenizer's folder may hold.
 const TOKENIZER_FILES: &[&str] = &[
