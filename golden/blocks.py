@@ -49,7 +49,24 @@ q4_k[:, :2] = scales(6)
 q4_k[:, 2:4] = scales(6)[::-1]
 out["q4_k.bytes"] = q4_k
 
-for name, kind in [("q8_0", T.Q8_0), ("q4_0", T.Q4_0), ("q4_k", T.Q4_K)]:
+# The other formats: name, type, bytes of a block, where its f16 scales lie.
+OTHERS = [
+    ("q4_1", T.Q4_1, 20, [0, 2]),
+    ("q5_0", T.Q5_0, 22, [0]),
+    ("q5_1", T.Q5_1, 24, [0, 2]),
+    ("q2_k", T.Q2_K, 84, [80, 82]),
+    ("q3_k", T.Q3_K, 110, [108]),
+    ("q5_k", T.Q5_K, 176, [0, 2]),
+    ("q6_k", T.Q6_K, 210, [208]),
+]
+for name, kind, size, places in OTHERS:
+    count = 16 if size < 32 else 6
+    blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    for place in places:
+        blocks[:, place : place + 2] = scales(count)[:: -1 if place in (2, 82) else 1]
+    out[f"{name}.bytes"] = blocks
+
+for name, kind in [("q8_0", T.Q8_0), ("q4_0", T.Q4_0), ("q4_k", T.Q4_K), *(o[:2] for o in OTHERS)]:
     out[f"{name}.values"] = quants.dequantize(out[f"{name}.bytes"], kind).astype(np.float32)
 
 f8 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)

@@ -2,7 +2,9 @@
 //!
 //! Decoding gives bit for bit what `gguf.quants.dequantize` of the PyPI package `gguf` gives (`golden/blocks.py`).
 
+mod encode;
 mod formats;
+mod super_blocks;
 
 use std::marker::PhantomData;
 
@@ -10,53 +12,100 @@ use crate::error::{KernelError, exactly};
 use crate::simd::{Job, Simd, Source};
 use crate::{Isa, RhsData};
 
-pub use formats::encode_q8_0;
-pub(crate) use formats::{Q4_0, Q4K, Q8_0};
+pub use encode::encode_q8_0;
+pub(crate) use formats::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(crate) use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K};
 
 /// Numbers that are decoded at once; every block is a whole number of such groups.
 pub(crate) const GROUP: usize = 32;
 
 /// A block format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum BlockFormat {
     /// 32 numbers in 34 bytes: an f16 scale and signed bytes.
     Q8_0,
-    /// 32 numbers in 18 bytes: an f16 scale and nibbles less 8; low nibbles are the first 16 numbers.
-    Q4_0,
+    /// 256 numbers in 210 bytes: 6 bits each, sixteen scales of 8 bits, and their f16 scale.
+    Q6K,
+    /// 256 numbers in 176 bytes: as Q4_K, with a fifth bit.
+    Q5K,
+    /// 32 numbers in 24 bytes: f16 scale and minimum, 5 bits each.
+    Q5_1,
+    /// 32 numbers in 22 bytes: an f16 scale, 5 bits each less 16.
+    Q5_0,
     /// 256 numbers in 144 bytes: f16 scales of the scales and of the minima, eight pairs of 6 bits each, nibbles.
     Q4K,
+    /// 32 numbers in 20 bytes: f16 scale and minimum, nibbles.
+    Q4_1,
+    /// 32 numbers in 18 bytes: an f16 scale and nibbles less 8; low nibbles are the first 16 numbers.
+    Q4_0,
+    /// 256 numbers in 110 bytes: 3 bits each, sixteen scales of 6 bits, and their f16 scale.
+    Q3K,
+    /// 256 numbers in 84 bytes: 2 bits each, sixteen scales and minima of 4 bits, and their f16 scales.
+    Q2K,
+}
+
+/// What is known of a format.
+struct Facts {
+    name: &'static str,
+    len: usize,
+    bytes: usize,
+    /// For messages.
+    whole: &'static str,
+}
+
+const fn facts<F: Format>(name: &'static str, whole: &'static str) -> Facts {
+    Facts {
+        name,
+        len: F::LEN,
+        bytes: F::BYTES,
+        whole,
+    }
 }
 
 impl BlockFormat {
-    /// All formats.
-    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q4_0, Self::Q4K];
+    /// All formats, the most exact first.
+    pub const ALL: [Self; 10] = [
+        Self::Q8_0,
+        Self::Q6K,
+        Self::Q5K,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4K,
+        Self::Q4_1,
+        Self::Q4_0,
+        Self::Q3K,
+        Self::Q2K,
+    ];
+
+    const fn facts(self) -> Facts {
+        match self {
+            Self::Q8_0 => facts::<Q8_0>("Q8_0", "be whole blocks of Q8_0, 34 bytes each"),
+            Self::Q6K => facts::<Q6K>("Q6_K", "be whole blocks of Q6_K, 210 bytes each"),
+            Self::Q5K => facts::<Q5K>("Q5_K", "be whole blocks of Q5_K, 176 bytes each"),
+            Self::Q5_1 => facts::<Q5_1>("Q5_1", "be whole blocks of Q5_1, 24 bytes each"),
+            Self::Q5_0 => facts::<Q5_0>("Q5_0", "be whole blocks of Q5_0, 22 bytes each"),
+            Self::Q4K => facts::<Q4K>("Q4_K", "be whole blocks of Q4_K, 144 bytes each"),
+            Self::Q4_1 => facts::<Q4_1>("Q4_1", "be whole blocks of Q4_1, 20 bytes each"),
+            Self::Q4_0 => facts::<Q4_0>("Q4_0", "be whole blocks of Q4_0, 18 bytes each"),
+            Self::Q3K => facts::<Q3K>("Q3_K", "be whole blocks of Q3_K, 110 bytes each"),
+            Self::Q2K => facts::<Q2K>("Q2_K", "be whole blocks of Q2_K, 84 bytes each"),
+        }
+    }
 
     /// GGML's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4K => "Q4_K",
-        }
+    pub const fn name(self) -> &'static str {
+        self.facts().name
     }
 
     /// Numbers of a block.
-    pub fn block_len(self) -> usize {
-        match self {
-            Self::Q8_0 => Q8_0::LEN,
-            Self::Q4_0 => Q4_0::LEN,
-            Self::Q4K => Q4K::LEN,
-        }
+    pub const fn block_len(self) -> usize {
+        self.facts().len
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Self::Q8_0 => Q8_0::BYTES,
-            Self::Q4_0 => Q4_0::BYTES,
-            Self::Q4K => Q4K::BYTES,
-        }
+    pub const fn block_bytes(self) -> usize {
+        self.facts().bytes
     }
 
     /// Whether `bytes` bytes are whole blocks.
@@ -64,17 +113,12 @@ impl BlockFormat {
     /// # Errors
     /// [`KernelError::Size`] when they are not.
     pub fn check(self, bytes: usize) -> Result<(), KernelError> {
-        let (what, expected) = match self {
-            Self::Q8_0 => ("the length of Q8_0 blocks", "be a multiple of 34 bytes"),
-            Self::Q4_0 => ("the length of Q4_0 blocks", "be a multiple of 18 bytes"),
-            Self::Q4K => ("the length of Q4_K blocks", "be a multiple of 144 bytes"),
-        };
         if bytes.is_multiple_of(self.block_bytes()) {
             return Ok(());
         }
         Err(KernelError::Size {
-            what,
-            expected,
+            what: "the length of quantised data",
+            expected: self.facts().whole,
             found: bytes,
         })
     }

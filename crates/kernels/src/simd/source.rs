@@ -82,7 +82,9 @@ impl<E: Element> Source for &[E] {
 /// job's instruction set.
 macro_rules! with_source {
     ($data:expr, |$d:ident| $f:expr) => {{
-        use $crate::blocks::{BlockFormat, Blocks, Q4_0, Q4K, Q8_0};
+        use $crate::blocks::{
+            BlockFormat, Blocks, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+        };
         match $data {
             $crate::RhsData::F32($d) => $f,
             $crate::RhsData::F16($d) => $f,
@@ -92,12 +94,40 @@ macro_rules! with_source {
                 let $d = Blocks::<Q8_0>::new(bytes);
                 $f
             }
-            $crate::RhsData::Blocks(BlockFormat::Q4_0, bytes) => {
-                let $d = Blocks::<Q4_0>::new(bytes);
+            $crate::RhsData::Blocks(BlockFormat::Q6K, bytes) => {
+                let $d = Blocks::<Q6K>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q5K, bytes) => {
+                let $d = Blocks::<Q5K>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q5_1, bytes) => {
+                let $d = Blocks::<Q5_1>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q5_0, bytes) => {
+                let $d = Blocks::<Q5_0>::new(bytes);
                 $f
             }
             $crate::RhsData::Blocks(BlockFormat::Q4K, bytes) => {
                 let $d = Blocks::<Q4K>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q4_1, bytes) => {
+                let $d = Blocks::<Q4_1>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q4_0, bytes) => {
+                let $d = Blocks::<Q4_0>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q3K, bytes) => {
+                let $d = Blocks::<Q3K>::new(bytes);
+                $f
+            }
+            $crate::RhsData::Blocks(BlockFormat::Q2K, bytes) => {
+                let $d = Blocks::<Q2K>::new(bytes);
                 $f
             }
         }
