@@ -2,11 +2,12 @@
 
 use crate::view::aligned_bytes;
 use crate::{DType, Error, TensorView};
+use aquatint_kernels::blocks::{decode, decode_f8_e4m3};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// The same tensor stored as `to`, which must be F64, F32, F16 or BF16; the source may be any floating
-/// type. Of the same type it is the same bytes, without a copy.
+/// type, blocks included. Of the same type it is the same bytes, without a copy.
 ///
 /// Widening is exact. Narrowing rounds to the nearest, ties to even, as IEEE 754 and PyTorch's `.to()`
 /// do (from F64 to the half types by way of F32, also like PyTorch). Nothing saturates: what is too large
@@ -62,7 +63,7 @@ pub fn to_f32_vec(view: &TensorView) -> Result<Vec<f32>, Error> {
     Ok(out)
 }
 
-/// Elements to widen at a time: 16 KiB of f32, which stay in the first cache.
+/// Elements to widen at a time: 16 KiB of f32, which stay in the first cache; whole blocks of any format.
 const BLOCK: usize = 4096;
 
 /// An aligned float tensor to f32.
@@ -84,10 +85,10 @@ fn to_f64(source: &TensorView, out: &mut [f64]) {
     }
 }
 
-/// The elements from `at` on to f32, as many as `out` takes.
-fn widen(source: &TensorView, at: usize, out: &mut [f32]) {
-    let size = source.dtype.block_bytes();
-    let bytes = &source.data[at * size..(at + out.len()) * size];
+/// The elements from `at` on to f32, as many as `out` takes; both are whole blocks.
+pub(crate) fn widen(source: &TensorView, at: usize, out: &mut [f32]) {
+    let bytes_to = |n: usize| n / source.dtype.block_len() * source.dtype.block_bytes();
+    let bytes = &source.data[bytes_to(at)..bytes_to(at + out.len())];
     match source.dtype {
         DType::F64 => {
             for (o, x) in out.iter_mut().zip(bytemuck::cast_slice::<u8, f64>(bytes)) {
@@ -97,28 +98,22 @@ fn widen(source: &TensorView, at: usize, out: &mut [f32]) {
         DType::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
         DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
         DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
-        DType::F8E4M3 => decode(bytes, out, e4m3),
+        DType::F8E4M3 => by_table(bytes, out, decode_f8_e4m3),
+        DType::Blocks(format) => {
+            // Whole blocks in, as many numbers out: nothing is left that could fail.
+            let decoded = decode(format, bytes, out);
+            debug_assert!(decoded.is_ok(), "{decoded:?}");
+        }
         // The upper half of an f16.
-        _ => decode(bytes, out, |b| f16::from_bits(u16::from(b) << 8).to_f32()),
+        _ => by_table(bytes, out, |b| f16::from_bits(u16::from(b) << 8).to_f32()),
     }
 }
 
-fn decode(bytes: &[u8], out: &mut [f32], one: impl Fn(u8) -> f32) {
+fn by_table(bytes: &[u8], out: &mut [f32], one: impl Fn(u8) -> f32) {
     let table: [f32; 256] = std::array::from_fn(|b| one(b as u8));
     for (o, b) in out.iter_mut().zip(bytes) {
         *o = table[usize::from(*b)];
     }
-}
-
-/// One E4M3 value: bias 7, subnormals, no infinities, NaN where exponent and mantissa are all ones.
-fn e4m3(b: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(b >> 3 & 15), f32::from(b & 7));
-    let magnitude = match (exponent, b & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if b & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// An aligned float tensor to a half type.

@@ -1,12 +1,13 @@
 //! The types in which a file stores the elements of a tensor.
 
+use aquatint_kernels::BlockFormat;
 use serde::{Serialize, Serializer};
 use std::fmt;
 
 /// How the elements of a tensor are stored.
 ///
-/// Every type so far is a plain one: a block is one element. GGUF's quantised types will be blocks of
-/// 32 or 256 elements, so sizes are asked through [`DType::byte_size`], never multiplied by hand.
+/// Of the plain types a block is one element. GGUF's quantised types are blocks of 32 or 256 elements, so
+/// sizes are asked through [`DType::byte_size`], never multiplied by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum DType {
@@ -40,6 +41,8 @@ pub enum DType {
     U8,
     /// One byte, 0 or 1.
     Bool,
+    /// Blocks of quantised numbers, each block of consecutive elements.
+    Blocks(BlockFormat),
 }
 
 /// What is known of each type: name in safetensors, elements in a block, bytes in a block.
@@ -50,8 +53,8 @@ struct Facts {
 }
 
 impl DType {
-    /// Every type, widest floats first.
-    pub const ALL: &'static [DType] = &[
+    /// Every plain type, widest floats first: those that safetensors files have.
+    pub const PLAIN: &'static [DType] = &[
         DType::F64,
         DType::F32,
         DType::F16,
@@ -69,8 +72,21 @@ impl DType {
         DType::Bool,
     ];
 
+    /// Every type: the plain ones, then [`BlockFormat::ALL`].
+    pub fn all() -> impl Iterator<Item = DType> {
+        let blocks = BlockFormat::ALL.into_iter().map(DType::Blocks);
+        DType::PLAIN.iter().copied().chain(blocks)
+    }
+
     const fn facts(self) -> Facts {
         let (name, block_bytes) = match self {
+            DType::Blocks(format) => {
+                return Facts {
+                    name: format.name(),
+                    block_len: format.block_len(),
+                    block_bytes: format.block_bytes(),
+                };
+            }
             DType::F64 => ("F64", 8),
             DType::F32 => ("F32", 4),
             DType::F16 => ("F16", 2),
@@ -94,14 +110,22 @@ impl DType {
         }
     }
 
-    /// The name that safetensors headers use, such as `F16`.
+    /// The name that safetensors headers use, such as `F16`, or GGML's, such as `Q4_K`.
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// The type of that safetensors name, if Aquatint stores it.
+    /// The plain type of that safetensors name, if Aquatint stores it.
     pub fn from_name(name: &str) -> Option<DType> {
-        DType::ALL.iter().copied().find(|d| d.name() == name)
+        DType::PLAIN.iter().copied().find(|d| d.name() == name)
+    }
+
+    /// The block format, of a quantised type.
+    pub const fn blocks(self) -> Option<BlockFormat> {
+        match self {
+            DType::Blocks(format) => Some(format),
+            _ => None,
+        }
     }
 
     /// Elements in one block; 1 for every plain type.
@@ -123,16 +147,25 @@ impl DType {
         (elements / f.block_len).checked_mul(f.block_bytes)
     }
 
-    /// The alignment in bytes at which the elements can be read in place.
+    /// The alignment in bytes at which the elements can be read in place. Blocks are read byte by byte.
     pub const fn alignment(self) -> usize {
-        self.facts().block_bytes
+        match self {
+            DType::Blocks(_) => 1,
+            _ => self.facts().block_bytes,
+        }
     }
 
-    /// Whether the elements are floating-point numbers.
+    /// Whether the elements are floating-point numbers, those of blocks included.
     pub const fn is_float(self) -> bool {
         matches!(
             self,
-            DType::F64 | DType::F32 | DType::F16 | DType::Bf16 | DType::F8E4M3 | DType::F8E5M2
+            DType::F64
+                | DType::F32
+                | DType::F16
+                | DType::Bf16
+                | DType::F8E4M3
+                | DType::F8E5M2
+                | DType::Blocks(_)
         )
     }
 }
@@ -155,9 +188,12 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_come_back() {
-        for &d in DType::ALL {
+        for &d in DType::PLAIN {
             assert_eq!(DType::from_name(d.name()), Some(d));
         }
+        let names: std::collections::BTreeSet<_> = DType::all().map(DType::name).collect();
+        assert_eq!(names.len(), DType::all().count());
+        assert_eq!(DType::from_name("Q4_K"), None, "no type of safetensors");
         assert_eq!(DType::from_name("f16"), None);
         assert_eq!(DType::from_name(""), None);
     }
@@ -167,5 +203,11 @@ mod tests {
         assert_eq!(DType::F16.byte_size(3), Some(6));
         assert_eq!(DType::F8E4M3.byte_size(3), Some(3));
         assert_eq!(DType::F64.byte_size(usize::MAX / 4), None);
+        let q4 = DType::Blocks(BlockFormat::Q4K);
+        assert_eq!(
+            [q4.byte_size(512), q4.byte_size(100)],
+            [Some(288), None],
+            "whole blocks only"
+        );
     }
 }

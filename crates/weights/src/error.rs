@@ -62,7 +62,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of a kind that this version does not read.
-    #[error("{}: is {found}, expected a safetensors file", path.display())]
+    #[error("{}: is {found}, expected a safetensors or GGUF file", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -78,6 +78,14 @@ pub enum Error {
         path: PathBuf,
         /// The rule that it breaks.
         problem: HeaderProblem,
+    },
+    /// A GGUF file that breaks the format's rules.
+    #[error("{}: damaged GGUF file: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The rule that it breaks.
+        problem: Box<crate::gguf::Problem>,
     },
     /// A `*.safetensors.index.json` that cannot be used.
     #[error("{}: damaged index of shards: {problem}", path.display())]
@@ -246,6 +254,7 @@ impl Error {
             Error::Io { source, .. } => io_hint(source.kind())?,
             Error::Format { hint, .. } => hint,
             Error::Header { problem, .. } => problem.hint(),
+            Error::Gguf { problem, .. } => problem.hint(),
             Error::Index { .. } => {
                 "download the index file again, or merge the shards into one file"
             }

@@ -1,7 +1,7 @@
 //! One open weight file.
 
 use crate::mmap::Mapping;
-use crate::{Error, TensorView, formats};
+use crate::{Error, TensorView, formats, gguf};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ pub struct WeightFile {
     tensors: Vec<TensorView>,
     index: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
+    gguf: gguf::Metadata,
     /// The mapped file; `None` when the bytes came from elsewhere.
     handle: Option<Mapping>,
 }
@@ -65,8 +66,13 @@ impl WeightFile {
             tensors,
             index,
             metadata,
+            gguf: gguf::Metadata::default(),
             handle: None,
         }
+    }
+
+    pub(crate) fn with_gguf(self, gguf: gguf::Metadata) -> WeightFile {
+        WeightFile { gguf, ..self }
     }
 
     /// Where the file is.
@@ -94,7 +100,12 @@ impl WeightFile {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The file's own notes, such as `format: pt`.
+    /// The typed metadata of a GGUF file; empty for other formats.
+    pub fn gguf(&self) -> &gguf::Metadata {
+        &self.gguf
+    }
+
+    /// The file's own notes, such as `format: pt`; of a GGUF file its metadata as text, long ones cut.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

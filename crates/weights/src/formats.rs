@@ -1,6 +1,6 @@
 //! The table of file formats, those that are only recognised included.
 
-use crate::{Error, WeightFile, safetensors};
+use crate::{Error, WeightFile, gguf, safetensors};
 use bytes::Bytes;
 use std::path::Path;
 
@@ -26,7 +26,8 @@ pub struct Format {
     pub opener: Opener,
 }
 
-const CONVERT: &str = "this version reads safetensors only; convert the file to safetensors first";
+const CONVERT: &str =
+    "this version reads safetensors and GGUF; convert the file to safetensors first";
 const NOT_WEIGHTS: &str = "give a .safetensors file or a model folder as diffusers saves it";
 const PICTURE: &str = "give a weight file; `aquatint inspect` shows the parameters stored in a PNG";
 
@@ -56,13 +57,13 @@ pub static FORMATS: &[Format] = &[
         matches: |b| b.len() > 8 && b[8] == b'{' && b[4..8] == [0; 4],
         opener: Opener::Read(safetensors::read),
     },
-    refused(
-        "gguf",
-        "a GGUF file",
-        &["gguf"],
-        |b| b.starts_with(b"GGUF"),
-        CONVERT,
-    ),
+    Format {
+        name: "gguf",
+        what: "a GGUF file",
+        extensions: &["gguf"],
+        matches: |b| b.starts_with(b"GGUF"),
+        opener: Opener::Read(gguf::read),
+    },
     refused(
         "ggml",
         "a GGML file of before GGUF",

@@ -16,6 +16,7 @@ mod dtype;
 mod error;
 mod file;
 mod formats;
+pub mod gguf;
 mod inspect;
 mod loader;
 mod mmap;
@@ -27,6 +28,7 @@ mod set;
 mod strict;
 mod view;
 
+pub use aquatint_kernels::BlockFormat;
 pub use convert::{convert, to_f32_vec};
 pub use dtype::DType;
 pub use error::Error;

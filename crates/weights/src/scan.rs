@@ -20,6 +20,7 @@ pub fn first_non_finite(view: &TensorView) -> Option<usize> {
         DType::Bf16 => first(data, |b: &[u8; 2]| all_ones(u16::from_le_bytes(*b), 0x7f80)),
         DType::F8E5M2 => first(data, |b: &[u8; 1]| all_ones(b[0], 0x7c)),
         DType::F8E4M3 => first(data, |b: &[u8; 1]| all_ones(b[0], 0x7f)),
+        DType::Blocks(_) => first_of_blocks(view).map(|(index, _)| index),
         _ => None,
     }
 }
@@ -42,6 +43,20 @@ fn first<const N: usize>(data: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<
     None
 }
 
+/// Only a scale can make a number of a block infinite; but which number, decoding tells.
+fn first_of_blocks(view: &TensorView) -> Option<(usize, f32)> {
+    const RUN: usize = 4096;
+    let mut numbers = [0.0; RUN];
+    for at in (0..view.len()).step_by(RUN) {
+        let numbers = &mut numbers[..RUN.min(view.len() - at)];
+        crate::convert::widen(view, at, numbers);
+        if let Some(i) = numbers.iter().position(|x| !x.is_finite()) {
+            return Some((at + i, numbers[i]));
+        }
+    }
+    None
+}
+
 /// Refuses a tensor that holds a NaN or an infinity. `path` is for the message.
 ///
 /// # Errors
@@ -52,7 +67,10 @@ pub fn check_finite(view: &TensorView, path: &Path) -> Result<(), Error> {
         return Ok(());
     };
     let size = view.dtype.block_bytes();
-    let value = value(view.dtype, &view.data[index * size..(index + 1) * size]);
+    let value = match view.dtype {
+        DType::Blocks(_) => first_of_blocks(view).map_or(f64::NAN, |(_, x)| x.into()),
+        dtype => value(dtype, &view.data[index * size..(index + 1) * size]),
+    };
     Err(Error::NonFinite {
         path: path.into(),
         name: view.name.clone(),

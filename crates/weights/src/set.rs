@@ -1,7 +1,7 @@
 //! One or many files as one name space.
 
 use crate::remap::Turn;
-use crate::{DType, Error, Remap, TensorView, WeightFile, component};
+use crate::{DType, Error, Remap, TensorView, WeightFile, component, gguf};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -99,6 +99,11 @@ impl WeightSet {
     /// The files that back the set.
     pub fn files(&self) -> &[Arc<WeightFile>] {
         &self.files
+    }
+
+    /// A value of the files' GGUF metadata, such as `tokenizer.ggml.tokens`; of several files the first that has it.
+    pub fn gguf_value(&self, key: &str) -> Option<&gguf::Value> {
+        self.files.iter().find_map(|f| f.gguf().get(key))
     }
 
     /// How many tensors there are.

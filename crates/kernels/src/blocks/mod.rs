@@ -3,6 +3,7 @@
 //! Decoding gives bit for bit what `gguf.quants.dequantize` of the PyPI package `gguf` gives (`golden/blocks.py`).
 
 mod encode;
+mod encode_super;
 mod formats;
 mod super_blocks;
 
@@ -12,7 +13,7 @@ use crate::error::{KernelError, exactly};
 use crate::simd::{Job, Simd, Source};
 use crate::{Isa, RhsData};
 
-pub use encode::encode_q8_0;
+pub use encode::{encode, encode_into, encode_q8_0};
 pub(crate) use formats::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K};
 

@@ -67,7 +67,7 @@ impl Format for Q2K {
 
 /// The 6-bit scale of 16 numbers: its low nibble lies in bytes 0..8, its two high bits in bytes 8..12.
 #[inline(always)]
-fn scale_of_q3(packed: &[u8], i: usize) -> i8 {
+pub(super) fn scale_of_q3(packed: &[u8], i: usize) -> i8 {
     let low = packed[i % 8] >> (i / 8 * 4) & 15;
     let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
     (low | high << 4).cast_signed() - 32

@@ -1,4 +1,6 @@
-use aquatint_kernels::blocks::{decode, decode_f8_e4m3, decode_with, encode_q8_0};
+use aquatint_kernels::blocks::{
+    decode, decode_f8_e4m3, decode_with, encode, encode_into, encode_q8_0,
+};
 use aquatint_kernels::{BlockFormat, Isa, KernelError, RhsData};
 use aquatint_testkit::{Tensors, golden};
 
@@ -35,6 +37,54 @@ fn q8_0_encodes_as_gguf_does() {
     let got = encode_q8_0(source).unwrap();
     assert!(got.len() == source.len() / 32 * 34 && !got.is_empty());
     assert_eq!(got, want[..got.len()]);
+}
+
+/// Byte for byte what GGML's reference makes of the same numbers.
+#[test]
+fn blocks_encode_as_ggml_does() {
+    let golden = Tensors::read(golden("gguf_files/encoded.safetensors")).unwrap();
+    let source = golden.get("source").f32();
+    for format in BlockFormat::ALL {
+        let name = format.name().to_lowercase();
+        let want = golden.get(&format!("{name}.bytes")).u8();
+        let got = encode(format, source).unwrap();
+        let (want, _) = want.as_chunks::<2>();
+        let (got, _) = got.as_chunks::<2>();
+        let wrong: Vec<_> = (0..want.len())
+            .filter(|i| got[*i] != want[*i])
+            .map(|i| 2 * i / format.block_bytes())
+            .collect();
+        assert!(wrong.is_empty(), "{name}: other bytes in blocks {wrong:?}");
+    }
+}
+
+/// Coming back, numbers are off by what the format's bits allow.
+#[test]
+fn encoded_numbers_come_back() {
+    let source: Vec<f32> = (0..1 << 16u32)
+        .map(|i| (f64::from(i) * 0.7234).sin() as f32)
+        .collect();
+    for format in BlockFormat::ALL {
+        let bytes = encode(format, &source).unwrap();
+        let mut back = vec![0.0; source.len()];
+        decode(format, &bytes, &mut back).unwrap();
+        let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>();
+        let off = squares(&mut source.iter().zip(&back).map(|(a, b)| a - b));
+        let noise = (off / squares(&mut source.iter().copied())).sqrt();
+        // A sine in 2^bits steps over its width of 2: an error of 1 / (2^bits sqrt 3) / sqrt 2 and a little.
+        let bits = format.name().as_bytes()[1] - b'0';
+        let allowed = 1.2 / f64::from(1u32 << bits);
+        assert!(noise < allowed, "{}: {noise}, not {allowed}", format.name());
+        let mut zeros = vec![1u8; bytes.len()];
+        encode_into(format, &vec![0.0; source.len()], &mut zeros).unwrap();
+        decode(format, &zeros, &mut back).unwrap();
+        assert!(back.iter().all(|x| *x == 0.0), "{}", format.name());
+        // No number is asked to be finite.
+        encode(format, &[f32::NAN; 256]).unwrap();
+        encode(format, &[f32::INFINITY; 256]).unwrap();
+        assert!(encode(format, &source[1..]).is_err());
+        assert!(encode_into(format, &source, &mut zeros[1..]).is_err());
+    }
 }
 
 /// All 256 numbers, alone and in the vectors of a product: a column of ones picks them out.

@@ -165,7 +165,7 @@ impl HeaderProblem {
 }
 
 fn known() -> String {
-    DType::ALL
+    DType::PLAIN
         .iter()
         .map(|d| d.name())
         .collect::<Vec<_>>()

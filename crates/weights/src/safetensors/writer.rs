@@ -231,6 +231,9 @@ fn layout(
         if t.name == "__metadata__" {
             return Err(refuse(&t.name, "the format reserves that name"));
         }
+        if t.dtype.blocks().is_some() {
+            return Err(refuse(&t.name, "safetensors has no quantised types"));
+        }
         if t.shape.len() > MAX_AXES {
             return Err(refuse(&t.name, "it has too many axes"));
         }
