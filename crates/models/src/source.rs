@@ -57,7 +57,7 @@ impl CheckpointSource {
                 let elements = info.shape.iter().product::<usize>();
                 let size = self.storage.map_or_else(
                     || info.dtype.byte_size(elements).unwrap_or(0),
-                    |s| elements * s.size(),
+                    |s| s.bytes(elements),
                 );
                 size as u64
             })

@@ -9,6 +9,7 @@ use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
+use crate::PackedWeight;
 use crate::fused::{Activation, AttentionMask, Conv2dShape, Epilogue};
 
 mod transformer;
@@ -117,10 +118,27 @@ pub(crate) fn linear<const D: usize>(
     weight: &Tensor<2>,
     epilogue: &Epilogue<D>,
 ) -> Option<Tensor<D>> {
-    let (input, weight_data) = (Operand::new(x)?, Weight::new(weight)?);
+    let data = Weight::new(weight)?;
+    linear_of(x, data.data(), weight.dims(), epilogue)
+}
+
+pub(crate) fn linear_packed<const D: usize>(
+    x: &Tensor<D>,
+    weight: &PackedWeight,
+    epilogue: &Epilogue<D>,
+) -> Option<Tensor<D>> {
+    linear_of(x, weight.data()?, weight.dims(), epilogue)
+}
+
+fn linear_of<const D: usize>(
+    x: &Tensor<D>,
+    weight: RhsData<'_>,
+    [n, k]: [usize; 2],
+    epilogue: &Epilogue<D>,
+) -> Option<Tensor<D>> {
+    let input = Operand::new(x)?;
     let bias = Operand::optional(&epilogue.bias)?;
     let residual = Operand::optional(&epilogue.residual)?;
-    let [n, k] = weight.dims();
     let mut shape = x.dims();
     let m = shape[..D - 1].iter().product();
     shape[D - 1] = n;
@@ -131,7 +149,7 @@ pub(crate) fn linear<const D: usize>(
         n,
         k,
         a: MatRef::new(input.values(), k),
-        b: Rhs::weight(weight_data.data(), k),
+        b: Rhs::weight(weight, k),
         c: MatMut::new(&mut out, m, n),
         epilogue: kernels::Epilogue {
             bias: bias.as_ref().map(Operand::values),

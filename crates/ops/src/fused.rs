@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::{autodiff, flex, reference};
+use crate::{PackedWeight, autodiff, flex, reference};
 
 pub use aquatint_kernels::{Activation, RotaryPairs};
 
@@ -84,6 +84,20 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
     {
         Some(y) => y,
         None => reference::linear(x, weight, epilogue),
+    }
+}
+
+/// [`linear`] with a weight that is stored in a type that tensors do not have. Gradients pass through it.
+pub fn linear_packed<const D: usize>(
+    x: Tensor<D>,
+    weight: &PackedWeight,
+    epilogue: Epilogue<D>,
+) -> Tensor<D> {
+    match flex::linear_packed(&x, weight, &epilogue)
+        .or_else(|| autodiff::linear_packed(&x, weight, &epilogue))
+    {
+        Some(y) => y,
+        None => reference::linear(x, weight.widened(), epilogue),
     }
 }
 
@@ -303,6 +317,23 @@ pub fn embedding(table: Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
         Some(y) => y,
         None => reference::embedding(table, ids),
     }
+}
+
+/// [`embedding`] of a table that is stored in a type that tensors do not have: a constant.
+///
+/// # Panics
+/// As [`embedding`].
+pub fn embedding_packed(table: &PackedWeight, ids: &[Vec<u32>]) -> Tensor<3> {
+    let channels = table.dims()[1];
+    let tokens = ids.first().map_or(0, Vec::len);
+    let mut values = vec![0f32; ids.len() * tokens * channels];
+    if channels > 0 {
+        for (row, &id) in values.chunks_exact_mut(channels).zip(ids.iter().flatten()) {
+            table.widen_row(id as usize, row);
+        }
+    }
+    let data = burn::tensor::TensorData::new(values, [ids.len(), tokens, channels]);
+    Tensor::from_data(data, (table.device(), burn::tensor::DType::F32))
 }
 
 /// Sinusoidal timestep embedding (Vaswani et al., 2017; DDPM), as diffusers' `get_timestep_embedding`

@@ -5,13 +5,13 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::fused::{self, Activation, AttentionMask, Conv2dShape, Epilogue};
-use crate::{LowRank, OpsError, Params};
+use crate::{LowRank, OpsError, Params, Weight};
 
 /// A fully connected layer; weight `[out, in]`, bias `[out]` (PyTorch's `nn.Linear`).
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`, in its storage type.
-    pub weight: Param<Tensor<2>>,
+    pub weight: Weight,
     /// `[out]`, f32.
     pub bias: Option<Param<Tensor<1>>>,
     /// Added to the weight, when the source has one.
@@ -68,7 +68,7 @@ impl Linear {
     fn load_as(p: &Params<'_>, stored: &[usize], bias: bool) -> Result<Self, OpsError> {
         let (output, input) = (stored[0], stored[1]);
         Ok(Linear {
-            weight: p.weight_as("weight", stored, [output, input])?,
+            weight: p.matrix("weight", stored, [output, input])?,
             bias: match bias {
                 true => Some(p.vector("bias", [output])?),
                 false => None,
@@ -101,7 +101,7 @@ impl Linear {
             activation: if split { Activation::None } else { activation },
             residual: inside,
         };
-        let y = fused::linear(x, self.weight.val(), epilogue);
+        let y = self.weight.linear(x, epilogue);
         let y = if split {
             fused::activate(y, activation)
         } else {
@@ -281,20 +281,23 @@ impl RmsNorm {
 #[derive(Module, Debug)]
 pub struct Embedding {
     /// `[vocabulary, channels]`.
-    pub weight: Param<Tensor<2>>,
+    pub weight: Weight,
 }
 
 impl Embedding {
     /// Reads `weight` at `p`.
     pub fn load(p: &Params<'_>, vocabulary: usize, channels: usize) -> Result<Self, OpsError> {
         Ok(Embedding {
-            weight: p.weight("weight", [vocabulary, channels])?,
+            weight: p.matrix("weight", &[vocabulary, channels], [vocabulary, channels])?,
         })
     }
 
     /// Rows for ids: `[batch, tokens, channels]`, f32. See [`fused::embedding`].
     pub fn forward(&self, ids: &[Vec<u32>]) -> Tensor<3> {
-        fused::embedding(self.weight.val(), ids)
+        match &self.weight {
+            Weight::Float(table) => fused::embedding(table.val(), ids),
+            Weight::Packed(table) => fused::embedding_packed(table, ids),
+        }
     }
 }
 

@@ -6,11 +6,14 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
-use half::{bf16, f16};
 
+use aquatint_kernels::BlockFormat;
+
+use crate::packed::{PackedWeight, Weight, widen};
 use crate::{OpsError, Trainable};
 
-/// Storage type of a parameter in memory.
+/// Storage type of a parameter in memory. Matrices of linear layers and embeddings keep every type; what has no
+/// tensor type (8-bit floats, blocks) is widened to f32 elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// 32-bit floats.
@@ -19,22 +22,38 @@ pub enum Storage {
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit floats as `torch.float8_e4m3fn`.
+    F8E4M3,
+    /// Blocks of quantised numbers, each row a whole number of them.
+    Blocks(BlockFormat),
 }
 
 impl Storage {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of that many elements, blocks rounded up.
+    pub fn bytes(self, elements: usize) -> usize {
         match self {
-            Storage::F32 => 4,
-            Storage::F16 | Storage::Bf16 => 2,
+            Storage::F32 => elements * 4,
+            Storage::F16 | Storage::Bf16 => elements * 2,
+            Storage::F8E4M3 => elements,
+            Storage::Blocks(format) => elements.div_ceil(format.block_len()) * format.block_bytes(),
         }
     }
 
-    fn dtype(self) -> DType {
+    /// Elements that are stored together.
+    pub(crate) fn block_len(self) -> usize {
         match self {
-            Storage::F32 => DType::F32,
-            Storage::F16 => DType::F16,
-            Storage::Bf16 => DType::BF16,
+            Storage::Blocks(format) => format.block_len(),
+            _ => 1,
+        }
+    }
+
+    /// Its type and alignment as a tensor, when there is one.
+    fn float(self) -> Option<(DType, usize)> {
+        match self {
+            Storage::F32 => Some((DType::F32, 4)),
+            Storage::F16 => Some((DType::F16, 2)),
+            Storage::Bf16 => Some((DType::BF16, 2)),
+            Storage::F8E4M3 | Storage::Blocks(_) => None,
         }
     }
 }
@@ -167,7 +186,7 @@ impl<'a> Params<'a> {
                 expected: shape.to_vec(),
             });
         }
-        let expected = shape.iter().product::<usize>() * raw.storage.size();
+        let expected = raw.storage.bytes(shape.iter().product());
         if raw.bytes.len() != expected {
             return Err(OpsError::Length {
                 name: full,
@@ -188,6 +207,23 @@ impl<'a> Params<'a> {
         self.weight_as(name, &shape, shape)
     }
 
+    /// The matrix of a layer that takes every storage type, stored as `stored` and used as `shape`, of as many
+    /// elements. As [`Params::weight`], but what has no tensor type stays packed when it is frozen.
+    pub fn matrix(
+        &self,
+        name: &str,
+        stored: &[usize],
+        shape: [usize; 2],
+    ) -> Result<Weight, OpsError> {
+        let (full, raw) = self.raw(name, stored)?;
+        let packed = raw.storage.float().is_none() && !self.trains(&full);
+        Ok(if packed {
+            Weight::Packed(PackedWeight::new(&full, raw, shape, &self.device)?)
+        } else {
+            Weight::Float(self.weight_of(&full, raw, stored, shape))
+        })
+    }
+
     /// As [`Params::weight`], stored as `stored` and used as `shape`, of as many elements.
     pub fn weight_as<const D: usize>(
         &self,
@@ -196,10 +232,24 @@ impl<'a> Params<'a> {
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, OpsError> {
         let (full, raw) = self.raw(name, stored)?;
-        Ok(self.param(&full, stored, |trained| match trained {
+        Ok(self.weight_of(&full, raw, stored, shape))
+    }
+
+    fn weight_of<const D: usize>(
+        &self,
+        full: &str,
+        raw: RawTensor,
+        stored: &[usize],
+        shape: [usize; D],
+    ) -> Param<Tensor<D>> {
+        self.param(full, stored, |trained| match trained {
             true => widened(&raw, shape),
             false => as_stored(raw, shape),
-        }))
+        })
+    }
+
+    fn trains(&self, full: &str) -> bool {
+        self.trainable.is_some_and(|t| t.selects(full))
     }
 
     /// A small parameter (bias, norm, position) widened to f32.
@@ -227,33 +277,21 @@ impl<'a> Params<'a> {
     }
 }
 
-/// With no copy of the payload where it is aligned.
+/// With no copy of the payload where it is aligned; widened when tensors do not have its type.
 fn as_stored<const D: usize>(raw: RawTensor, shape: [usize; D]) -> TensorData {
-    let aligned = (raw.bytes.as_ptr() as usize).is_multiple_of(raw.storage.size());
+    let Some((dtype, align)) = raw.storage.float() else {
+        return widened(&raw, shape);
+    };
+    let aligned = (raw.bytes.as_ptr() as usize).is_multiple_of(align);
     let bytes = match aligned {
         true => Bytes::from_shared(raw.bytes, burn::tensor::AllocationProperty::File),
         false => Bytes::from_bytes_vec(raw.bytes.to_vec()),
     };
-    TensorData::from_bytes(bytes, shape.to_vec(), raw.storage.dtype())
+    TensorData::from_bytes(bytes, shape.to_vec(), dtype)
 }
 
 fn widened<const D: usize>(raw: &RawTensor, shape: [usize; D]) -> TensorData {
-    let values: Vec<f32> = match raw.storage {
-        Storage::F32 => raw
-            .bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-        Storage::F16 => raw
-            .bytes
-            .chunks_exact(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        Storage::Bf16 => raw
-            .bytes
-            .chunks_exact(2)
-            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-    };
+    let mut values = vec![0f32; shape.iter().product()];
+    widen(&raw.bytes, raw.storage, &mut values);
     TensorData::new(values, shape.to_vec())
 }

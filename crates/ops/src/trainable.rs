@@ -110,9 +110,14 @@ impl Trainable {
         });
     }
 
+    /// Whether a parameter is trained.
+    pub(crate) fn selects(&self, name: &str) -> bool {
+        (self.select)(name)
+    }
+
     /// Whether a parameter is trained; if so, it is entered.
     pub(crate) fn enter(&self, id: ParamId, name: &str, shape: &[usize]) -> bool {
-        let trained = (self.select)(name);
+        let trained = self.selects(name);
         if trained {
             let (name, shape) = (name.to_owned(), shape.to_vec());
             self.locked().insert(id, Parameter { name, shape });

@@ -8,15 +8,22 @@ use burn::tensor::Tensor;
 use super::epilogue::{Backward, Operands};
 use super::record::{Entry, Rule, Saved};
 use super::values::{product, values, weight, wrap};
-use crate::flex;
 use crate::fused::Epilogue;
+use crate::{PackedWeight, flex};
+
+/// A weight for `dx`.
+#[derive(Debug, Clone)]
+enum Matrix {
+    Float(Saved),
+    Packed(PackedWeight),
+}
 
 #[derive(Debug, Clone)]
 struct Linear {
     /// For `dW`.
     x: Option<Saved>,
     /// For `dx`.
-    weight: Option<Saved>,
+    weight: Option<Matrix>,
     epilogue: Backward,
     /// Shape of x.
     shape: Vec<usize>,
@@ -35,12 +42,11 @@ impl Rule<4> for Linear {
         let dz = self.epilogue.gradients(dy, n, [wants_bias, wants_residual]);
         let dz_values = dz.product.values();
         let dx = self.weight.filter(|_| wants_x).map(|w| {
-            let w = weight(w.take(saved));
-            let dx = product(
-                MatRef::new(dz_values, n),
-                Rhs::inner(w.data(), k),
-                [m, k, n],
-            );
+            let through = |w| product(MatRef::new(dz_values, n), Rhs::inner(w, k), [m, k, n]);
+            let dx = match w {
+                Matrix::Float(w) => through(weight(w.take(saved)).data()),
+                Matrix::Packed(w) => through(w.data().expect("as in the forward pass")),
+            };
             wrap(dx, &self.shape)
         });
         let dweight = self.x.filter(|_| wants_weight).map(|x| {
@@ -68,9 +74,36 @@ pub(crate) fn linear<const D: usize>(
     })?;
     let [bias, residual] = rest.nodes();
     let nodes = [input.node(), matrix.node(), bias, residual];
-    Some(entry.record(nodes, y, None, |keeper| Linear {
-        x: matrix.is_tracked().then(|| keeper.keep(&input)),
-        weight: input.is_tracked().then(|| keeper.keep(&matrix)),
+    Some(entry.record(nodes, y, None, |keeper| {
+        Linear {
+            x: matrix.is_tracked().then(|| keeper.keep(&input)),
+            weight: input
+                .is_tracked()
+                .then(|| Matrix::Float(keeper.keep(&matrix))),
+            epilogue: backward,
+            shape: x.dims().to_vec(),
+            outputs: weight.dims()[0],
+        }
+    }))
+}
+
+pub(crate) fn linear_packed<const D: usize>(
+    x: &Tensor<D>,
+    weight: &PackedWeight,
+    epilogue: &Epilogue<D>,
+) -> Option<Tensor<D>> {
+    let mut entry = Entry::default();
+    let input = entry.operand(x)?;
+    let rest = Operands::new(&mut entry, epilogue)?;
+    entry.belongs()?;
+    let (y, backward) = rest.apply(input.is_tracked(), |epilogue| {
+        flex::linear_packed(&input.value(), weight, epilogue)
+    })?;
+    let [bias, residual] = rest.nodes();
+    let nodes = [input.node(), None, bias, residual];
+    Some(entry.record(nodes, y, None, |_| Linear {
+        x: None,
+        weight: input.is_tracked().then(|| Matrix::Packed(weight.clone())),
         epilogue: backward,
         shape: x.dims().to_vec(),
         outputs: weight.dims()[0],

@@ -29,5 +29,5 @@ mod values;
 pub(crate) use attention::attention;
 pub(crate) use conv::conv2d;
 pub(crate) use elementwise::{activate, embedding, geglu, join_channels, rotary};
-pub(crate) use linear::linear;
+pub(crate) use linear::{linear, linear_packed};
 pub(crate) use norm::{group_norm, layer_norm, rms_norm};

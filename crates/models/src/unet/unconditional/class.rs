@@ -67,7 +67,7 @@ impl ClassEmbedding {
                     config.channels(0),
                     config.flip_sin_to_cos,
                     config.freq_shift,
-                    &first.weight.val().device(),
+                    &first.weight.device(),
                 );
                 Some(second.forward(first.forward_with(x, Activation::Silu, None)))
             }
