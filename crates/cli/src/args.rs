@@ -37,6 +37,8 @@ pub enum Command {
     Models(ModelsArgs),
     /// Show what a weight file, a model folder or a picture holds.
     Inspect(InspectArgs),
+    /// Write a weight file in another format or with smaller numbers.
+    Convert(crate::convert::ConvertArgs),
     /// List the samplers and schedules.
     Samplers(SamplersArgs),
     /// Measure this machine: single operations, or the stages of a model.

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod convert;
 mod default_model;
 mod failure;
 mod generate;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Samplers(args) => samplers::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Train(args) => train::run(&args),

@@ -2,12 +2,15 @@
 //!
 //! No family's name stands anywhere else: everything that differs is in a row of [`FAMILIES`].
 
+mod exchange;
 mod sd1;
 mod sd2;
 mod sdxl;
 
 use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, SchedulerConfig, TimestepSpacing};
+
+pub use exchange::{gguf_architecture, is_delicate};
 
 use crate::ModelError;
 use crate::text::ClipTextConfig;
