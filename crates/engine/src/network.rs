@@ -31,6 +31,7 @@ impl UNetNetwork {
         model: &Checkpoint,
         device: &Device,
     ) -> Result<Self, EngineError> {
+        let config = model.network.config.unet()?;
         let batch = request.batch as usize;
         let factor = model.vae.config.factor();
         let sides = [request.height as usize, request.width as usize];
@@ -44,7 +45,7 @@ impl UNetNetwork {
         }
         let shape = [
             batch,
-            model.unet.config.out_channels,
+            config.out_channels,
             sides[0] / factor,
             sides[1] / factor,
         ];
@@ -64,13 +65,13 @@ impl UNetNetwork {
         let build = |context: Tensor<3>, pooled: Option<Tensor<2>>| {
             let entries = context.dims()[0];
             let mut conditioning = Conditioning::new(context);
-            if let (Some(text_embeds), true) = (pooled, model.unet.config.added.is_some()) {
+            if let (Some(text_embeds), true) = (pooled, config.added.is_some()) {
                 conditioning = conditioning.with_added(AddedConditioning {
                     text_embeds,
                     time_ids: vec![sizes.clone(); entries],
                 });
             }
-            if model.unet.config.time_cond_dim.is_some() {
+            if config.time_cond_dim.is_some() {
                 conditioning = conditioning.with_guidance_scale(request.guidance - 1.0);
             }
             unet.prepare(conditioning)

@@ -97,7 +97,7 @@ pub fn generate(
     let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let latents = denoise(&mut stages, network, &plan, model, request)
         .map_err(|error| blame_weights(error, model))?;
-    model.unet.source.release_pages();
+    model.network.source.release_pages();
     buffer::release();
 
     let pictures = decode(&mut stages, &decoder, &latents, request)

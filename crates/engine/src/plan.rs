@@ -158,7 +158,7 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
     let guided = needs_uncond(request)?;
     // The images of a batch go through the network one after another.
     let branches = if guided { 2 } else { 1 };
-    let one = model.unet.config.cost(branches, height, width, 77);
+    let one = model.network.config.cost(branches, height, width, 77);
     let step = one.times(request.batch as usize);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
         true => model

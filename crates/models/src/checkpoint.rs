@@ -10,6 +10,7 @@ use crate::ModelError;
 use crate::families::{self, Facts, Family, Spec};
 use crate::folder::{EmbeddedFiles, Folder};
 use crate::keys::{self, Layout};
+use crate::network::NetworkConfig;
 use crate::open;
 use crate::source::CheckpointSource;
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
@@ -58,6 +59,16 @@ pub struct Part<C> {
     pub source: CheckpointSource,
 }
 
+impl<C> Part<C> {
+    /// The same tensors under another configuration.
+    pub(crate) fn map<D>(self, config: impl FnOnce(C) -> D) -> Part<D> {
+        Part {
+            config: config(self.config),
+            source: self.source,
+        }
+    }
+}
+
 /// A text encoder and its tokenizer's place.
 #[derive(Debug)]
 pub struct TextPart {
@@ -80,8 +91,8 @@ pub struct Checkpoint {
     pub spec: Spec,
     /// The text encoders.
     pub text: Vec<TextPart>,
-    /// The UNet.
-    pub unet: Part<UNetConfig>,
+    /// The network that denoises.
+    pub network: Part<NetworkConfig>,
     /// The autoencoder.
     pub vae: Part<VaeConfig>,
 }
@@ -142,10 +153,10 @@ impl Checkpoint {
     /// Loads the UNet.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// A tensor that is missing or of another shape, or another network than a UNet.
     pub fn load_unet(&self, device: &Device) -> Result<UNet2DCondition, ModelError> {
-        let params = Params::new(&self.unet.source, device);
-        UNet2DCondition::load(&params, &self.unet.config)
+        let params = Params::new(&self.network.source, device);
+        UNet2DCondition::load(&params, self.network.config.unet()?)
     }
 
     /// Loads the autoencoder.
@@ -167,7 +178,7 @@ impl Checkpoint {
             (name, &part.encoder.source)
         });
         text.chain([
-            ("UNet".to_owned(), &self.unet.source),
+            (self.network.config.title().to_owned(), &self.network.source),
             ("autoencoder".to_owned(), &self.vae.source),
         ])
         .collect()
@@ -192,7 +203,7 @@ impl Checkpoint {
         let text = self.text.iter().map(|part| part.encoder.source.bytes());
         // A decode does not touch the pages of the encoder.
         let decoder = self.vae.source.bytes_of(|name| !name.contains("encoder."));
-        [text.sum(), self.unet.source.bytes(), decoder]
+        [text.sum(), self.network.source.bytes(), decoder]
     }
 
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
@@ -207,7 +218,7 @@ impl Checkpoint {
     /// Side of the default picture in pixels, width and height alike.
     pub fn default_size(&self) -> u32 {
         let factor = self.vae.config.factor();
-        match self.unet.config.sample_size {
+        match self.network.config.sample_size() {
             Some([h, w]) if h == w => {
                 let side = (h * factor) as u32;
                 if (64..=4096).contains(&side) && side.is_multiple_of(8) {

@@ -9,6 +9,7 @@ mod find;
 mod folder;
 mod infer;
 pub mod keys;
+mod network;
 mod open;
 mod single_file;
 mod source;
@@ -21,4 +22,5 @@ pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, load_tin
 pub use error::ModelError;
 pub use find::find_models;
 pub use folder::EmbeddedFiles;
+pub use network::NetworkConfig;
 pub use source::CheckpointSource;

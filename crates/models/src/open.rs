@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, OpenOptions, TextPart, facts, part, recognis
 use crate::families::Spec;
 use crate::folder::Folder;
 use crate::keys::Layout;
+use crate::network::NetworkConfig;
 use crate::text::{ClipTextConfig, ClipTokenizer, Padding};
 use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
@@ -99,13 +100,14 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
     check_widths(&unet.config, &text)?;
+    let network = unet.map(NetworkConfig::UNet);
     Ok(Checkpoint {
         name: folder.name(),
         path: folder.path(),
         family,
         spec,
         text,
-        unet,
+        network,
         vae,
     })
 }

@@ -14,6 +14,7 @@ use crate::families::Family;
 use crate::folder::{Folder, name_of};
 use crate::infer::{self, Shapes};
 use crate::keys::{self, Layout};
+use crate::network::NetworkConfig;
 use crate::open::{TokenizerPlace, check_widths, published, read_config, scheduler};
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
@@ -64,13 +65,14 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
     }
     let unet = part(config, set, layout, options);
     check_widths(&unet.config, &text)?;
+    let network = unet.map(NetworkConfig::UNet);
     Ok(Checkpoint {
         name: name_of(path),
         path: path.to_owned(),
         family,
         spec,
         text,
-        unet,
+        network,
         vae,
     })
 }

@@ -95,7 +95,7 @@ pub fn time_model(
 fn latent_shape(model: &Checkpoint, request: &Request) -> [usize; 4] {
     let factor = model.vae.config.factor();
     let [height, width] = [request.height, request.width].map(|side| side as usize / factor);
-    let channels = model.unet.config.out_channels;
+    let channels = model.network.config.out_channels();
     [request.batch as usize, channels, height, width]
 }
 
@@ -145,7 +145,7 @@ fn steps(
     };
     let (_, seconds) = repeat(request.steps as usize, call)?;
     drop(network);
-    model.unet.source.release_pages();
+    model.network.source.release_pages();
     buffer::release();
     Ok(seconds)
 }

@@ -1,0 +1,217 @@
+//! Every sampler on straight flows, against a network whose paths are known exactly.
+//!
+//! Data of independent normal values of mean `MEAN` and deviation `SPREAD`: the expected clean latent is linear in
+//! the noisy one, and a path of the probability-flow ODE keeps `(x - alpha · MEAN) / sqrt(alpha² SPREAD² + sigma²)`.
+
+// In helpers too: a run that must succeed fails the test.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
+
+use aquatint_diffusion::sampler::OnFlows;
+use aquatint_diffusion::schedule::{ScheduleOptions, SearchedLevels, find};
+use aquatint_diffusion::*;
+use rng::TorchCpu;
+
+const MEAN: f64 = 0.7;
+const SPREAD: f64 = 0.4;
+
+/// A network that predicts the velocity, behind [`GuidedDenoiser`] as a real one is.
+struct Normal;
+
+impl Network for Normal {
+    fn run(&mut self, input: &[f32], timestep: f64, _: Branches) -> Result<Outputs, BoxError> {
+        let sigma = timestep / 1000.0;
+        let alpha = 1.0 - sigma;
+        let gain = alpha * SPREAD * SPREAD / (alpha * alpha * SPREAD * SPREAD + sigma * sigma);
+        let velocity = |&x: &f32| {
+            let x = f64::from(x);
+            let clean = MEAN + gain * (x - alpha * MEAN);
+            match sigma > 0.0 {
+                true => ((x - clean) / sigma) as f32,
+                false => 0.0,
+            }
+        };
+        let cond: Vec<f32> = input.iter().map(velocity).collect();
+        Ok(Outputs {
+            uncond: Some(cond.clone()),
+            cond,
+        })
+    }
+}
+
+fn config() -> SchedulerConfig {
+    let text = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}"#;
+    SchedulerConfig::from_json(text).unwrap()
+}
+
+fn run(plan: &Plan, noise: &[f32], options: &SamplerOptions) -> Vec<f32> {
+    let mut denoiser = GuidedDenoiser {
+        network: Normal,
+        prediction: plan.prediction,
+        guidance: Guidance::none(),
+        images: 1,
+        keep_uncond: plan.info.needs_uncond,
+    };
+    let mut source = TorchCpu::from_seed(7);
+    let observe = &mut |_: &Progress<'_>| ControlFlow::Continue(());
+    let initial = plan.initial(noise);
+    sample(plan, options, initial, &mut denoiser, &mut source, observe).unwrap()
+}
+
+fn noise(len: usize) -> Vec<f32> {
+    let mut out = vec![0.0; len];
+    TorchCpu::from_seed(3).normal(&mut out);
+    out
+}
+
+fn fitting() -> impl Iterator<Item = &'static SamplerInfo> {
+    SAMPLERS
+        .iter()
+        .filter(|row| !matches!(row.flows, OnFlows::Unfit(_)))
+}
+
+#[test]
+fn deterministic_samplers_follow_the_exact_path() {
+    let noise = noise(64);
+    for row in fitting().filter(|row| !row.stochastic) {
+        let plan = Plan::new(row, &config(), 200, Sigmas::Config).unwrap();
+        let found = run(&plan, &noise, &SamplerOptions::default());
+        let worst = found
+            .iter()
+            .zip(&noise)
+            .map(|(x, z)| (f64::from(*x) - (MEAN + SPREAD * f64::from(*z))).abs())
+            .fold(0.0, f64::max);
+        // The adaptive one keeps its own tolerance; first order over 200 steps of a path of length 1 leaves 1e-2.
+        let tolerance = if row.order == 1 { 2e-2 } else { 5e-3 };
+        let tolerance = if row.name == "dpm_adaptive" {
+            3e-2
+        } else {
+            tolerance
+        };
+        assert!(worst < tolerance, "{}: {worst}", row.name);
+    }
+}
+
+#[test]
+fn stochastic_samplers_keep_the_distribution() {
+    let noise = noise(20_000);
+    let always = SamplerOptions::default();
+    let added = SamplerOptions {
+        eta: Some(0.7),
+        ..always
+    };
+    let rows = fitting().flat_map(|row| [(row, always), (row, added)]);
+    for (row, options) in rows {
+        let draws = row.stochastic || (row.default_eta.is_some() && options.eta.is_some());
+        if !draws {
+            continue;
+        }
+        let plan = Plan::new(row, &config(), 150, Sigmas::Config).unwrap();
+        let found = run(&plan, &noise, &options);
+        let n = found.len() as f64;
+        let mean = found.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let variance = found
+            .iter()
+            .map(|&x| (f64::from(x) - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        // Standard errors are 0.003 and 0.002; discretization leaves as much again, lcm's single steps more.
+        let tolerance = if row.name == "lcm" { 0.4 } else { 0.02 };
+        assert!((mean - MEAN).abs() < 0.02, "{}: mean {mean}", row.name);
+        let spread = variance.sqrt();
+        assert!(
+            (spread - SPREAD).abs() < tolerance,
+            "{}: {spread}",
+            row.name
+        );
+    }
+}
+
+#[test]
+fn every_fitting_sampler_runs_on_every_schedule_from_one_step_up() {
+    let noise = noise(8);
+    let options = ScheduleOptions::default();
+    for row in fitting() {
+        for name in [
+            "normal",
+            "karras",
+            "exponential",
+            "simple",
+            "sgm_uniform",
+            "beta",
+            "kl_optimal",
+            "linear_quadratic",
+        ] {
+            for steps in [1, 2, 5, 20] {
+                let schedule = find(name).unwrap();
+                let searched = SearchedLevels::default();
+                let plan =
+                    Plan::on_schedule(row, &config(), steps, schedule, searched, &options).unwrap();
+                let found = run(&plan, &noise, &SamplerOptions::default());
+                assert!(
+                    found.iter().all(|x| x.abs() < 10.0),
+                    "{} {name} {steps}",
+                    row.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn samplers_of_discrete_chains_are_refused_with_those_that_fit() {
+    let unfit: Vec<&SamplerInfo> = SAMPLERS
+        .iter()
+        .filter(|row| matches!(row.flows, OnFlows::Unfit(_)))
+        .collect();
+    let names: Vec<&str> = unfit.iter().map(|row| row.name).collect();
+    assert_eq!(names, ["ddpm", "pndm", "tcd"]);
+    for row in unfit {
+        let error = Plan::new(row, &config(), 10, Sigmas::Config).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(row.name) && text.contains("euler, euler_a, heun"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn levels_searched_for_other_networks_are_refused() {
+    let searched = SearchedLevels::default();
+    let row = sampler::find("euler").unwrap();
+    let schedule = find("align_your_steps").unwrap();
+    let options = ScheduleOptions::default();
+    let plan = Plan::on_schedule(row, &config(), 10, schedule, searched, &options);
+    assert!(plan.unwrap_err().to_string().contains("align_your_steps"));
+}
+
+/// ComfyUI's `simple_scheduler` and `normal_scheduler` on `ModelSamplingDiscreteFlow` of shift 3.
+#[test]
+fn comfyuis_schedules_have_its_levels() {
+    let shifted = |t: f64| 3.0 * t / (1.0 + 2.0 * t);
+    let row = sampler::find("ipndm").unwrap();
+    let of = |name: &str, steps: usize| {
+        let searched = SearchedLevels::default();
+        let options = ScheduleOptions::default();
+        let schedule = find(name).unwrap();
+        let plan = Plan::on_schedule(row, &config(), steps, schedule, searched, &options).unwrap();
+        plan.steps
+            .iter()
+            .map(|step| step.from.sigma)
+            .collect::<Vec<f64>>()
+    };
+    let simple: Vec<f64> = (0..4)
+        .map(|i| shifted((1000 - 250 * i) as f64 / 1000.0))
+        .collect();
+    let least = shifted(1.0 / 1000.0);
+    let sgm: Vec<f64> = (0..4)
+        .map(|i| shifted(1.0 + (least - 1.0) * i as f64 / 4.0))
+        .collect();
+    for (name, wanted) in [("simple", simple), ("sgm_uniform", sgm)] {
+        for (found, wanted) in of(name, 4).iter().zip(wanted) {
+            assert!((found - wanted).abs() < 1e-9, "{name}: {found} {wanted}");
+        }
+    }
+}
