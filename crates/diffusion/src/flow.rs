@@ -89,7 +89,8 @@ impl FlowSchedule {
 
     /// A first sigma of 1 for samplers that need some signal: that of time 1 - 1e-4, as in ComfyUI.
     pub(crate) fn with_some_signal(&self, sigma: f64) -> f64 {
-        match sigma >= 1.0 {
+        // A schedule's curve may miss 1 by rounding.
+        match sigma > 1.0 - 1e-9 {
             true => self.sigma(1.0 - 1e-4),
             false => sigma,
         }
