@@ -79,6 +79,7 @@ pub enum PredictionArg {
     Epsilon,
     V,
     Sample,
+    Flow,
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +128,10 @@ pub struct ModelArgs {
     /// Text encoder to use instead of the model's own; once for each encoder.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub text_encoder: Vec<PathBuf>,
+
+    /// T5 text encoder to use instead of the model's own.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub t5: Option<PathBuf>,
 
     /// Folder with the tokenizer to use instead of the model's own; once for each encoder.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -15,6 +15,7 @@ mod preview;
 mod request;
 mod schedule;
 mod text;
+mod transformer;
 
 pub use aquatint_diffusion as diffusion;
 pub use aquatint_models as models;

@@ -56,6 +56,7 @@ pub const PARTS: &[&str] = &[
     "Variant",
     "Prediction",
     "Quick decode path",
+    "T5 path",
 ];
 
 /// Keys for prompts that would read as something else where AUTOMATIC1111 puts them, such as one with

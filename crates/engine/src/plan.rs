@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use aquatint_models::Checkpoint;
+use aquatint_models::families::TextUse;
 use aquatint_models::unet::Cost;
 use aquatint_ops::fused::{self, Epilogue};
 use aquatint_ops::{Device, Tensor};
@@ -155,10 +156,13 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
 fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineError> {
     let factor = model.vae.config.factor();
     let [height, width] = [request.height, request.width].map(|s| s as usize / factor);
-    let guided = needs_uncond(request)?;
+    let guided = needs_uncond(model, request)?;
     // The images of a batch go through the network one after another.
     let branches = if guided { 2 } else { 1 };
-    let one = model.network.config.cost(branches, height, width, 77);
+    let one = model
+        .network
+        .config
+        .cost(branches, height, width, text_tokens(model));
     let step = one.times(request.batch as usize);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
         true => model
@@ -168,6 +172,15 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
         false => model.vae.config.decode_cost(1, height, width),
     };
     Ok((step, decode))
+}
+
+/// Tokens of text that the network attends to, of a prompt of one chunk.
+fn text_tokens(model: &Checkpoint) -> usize {
+    match model.spec.text {
+        TextUse::One | TextUse::Two => 77,
+        TextUse::Joint => 77 + model.spec.t5_tokens,
+        TextUse::T5AndPooled => model.spec.t5_tokens,
+    }
 }
 
 /// The decode's work as a share of the denoising loop's.

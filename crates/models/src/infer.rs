@@ -6,6 +6,7 @@ use aquatint_weights::WeightSet;
 
 use crate::ModelError;
 use crate::keys::{Layout, Naming};
+use crate::t5::T5Config;
 use crate::text::ClipTextConfig;
 use crate::unet::{AddedConfig, UNetConfig, UNetLevel};
 use crate::vae::VaeConfig;
@@ -233,6 +234,29 @@ pub(crate) fn text(
         },
         ..base
     })
+}
+
+/// T5 of a file: all of its shape shows.
+pub(crate) fn t5(shapes: &Shapes<'_>, base: T5Config) -> Result<T5Config, ModelError> {
+    let block = |i: usize| format!("encoder.block.{i}.layer.0.SelfAttention.q.weight");
+    let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+    let embedding = ["shared.weight", "encoder.embed_tokens.weight"]
+        .into_iter()
+        .find(|name| shapes.has(name))
+        .unwrap_or("shared.weight");
+    let num_heads = shapes.axis(bias, 1)?;
+    let config = T5Config {
+        vocab_size: shapes.axis(embedding, 0)?,
+        d_model: shapes.axis(embedding, 1)?,
+        d_kv: shapes.axis(&block(0), 0)? / num_heads,
+        d_ff: shapes.axis("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0)?,
+        num_layers: shapes.count(block),
+        num_heads,
+        buckets: shapes.axis(bias, 0)?,
+        ..base
+    };
+    config.validate()?;
+    Ok(config)
 }
 
 /// Whether the file's names are those of OpenCLIP.

@@ -45,7 +45,8 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
         Some(folder) => (read_config(folder, "unet", UNetConfig::from_json)?, true),
         None => {
             let pooled = text.get(1).and_then(|t| t.encoder.config.projection);
-            (infer::unet(&shapes, (family.unet)(), pooled)?, false)
+            let base = (family.network)().unet()?.clone();
+            (infer::unet(&shapes, base, pooled)?, false)
         }
     };
     let scheduler = match &given {
@@ -72,6 +73,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
         family,
         spec,
         text,
+        t5: None,
         network,
         vae,
     })
@@ -111,6 +113,7 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelE
         sample_size: None,
         scheduler: None,
         name: String::new(),
+        transformer: None,
         prediction_marker: None,
     };
     Ok(crate::families::detect(&facts)?.0)
@@ -192,7 +195,11 @@ fn single_text(
                 }
                 _ => published(&encoder.config, i),
             };
-            Ok(TextPart { encoder, tokenizer })
+            Ok(TextPart {
+                slot: i,
+                encoder,
+                tokenizer,
+            })
         })
         .collect()
 }

@@ -179,6 +179,25 @@ pub fn find_text(names: &BTreeSet<&str>, index: usize) -> Option<Layout> {
     None
 }
 
+/// Finds T5's encoder among a file's names.
+pub fn find_t5(names: &BTreeSet<&str>) -> Option<Layout> {
+    for prefix in [
+        "text_encoders.t5xxl.transformer.",
+        "text_encoder_3.",
+        "text_encoder_2.",
+        "",
+    ] {
+        let name = format!("{prefix}encoder.block.0.layer.0.SelfAttention.q.weight");
+        if names.contains(name.as_str()) {
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::Diffusers,
+            });
+        }
+    }
+    None
+}
+
 /// A naming of a tiny autoencoder's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TinyNaming {
