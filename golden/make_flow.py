@@ -6,23 +6,19 @@
 transformer, scheduler and model_index.json. aquatint_testkit::flow_folder puts a whole diffusers folder together, as
 `folder` does here. Weights as in make_tiny.py: random, the last layer fitted to predict the velocity."""
 
-import copy
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-import diffusers
-from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel,
+from diffusers import (AutoencoderKL, FluxPipeline, FluxTransformer2DModel,
                        SD3Transformer2DModel, StableDiffusion3Pipeline)
-from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel,
-                          T5Tokenizer)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
 import common
-from common import GOLDEN, NEGATIVE, PROMPTS, draw_weights, rounded
+from common import GOLDEN, PROMPTS, draw_weights, rounded
 from make_tiny import level_decoder, smooth
 from tiny_tokenizer import cut_vocabulary, write_tokenizer
 
@@ -94,8 +90,7 @@ def make_parts():
     vae = draw(AutoencoderKL(**VAE), 5300)
     # A wrong shift or scale shows.
     vae.decoder.conv_in.bias.data *= 10
-    level_decoder(lambda z: vae.decode(z / VAE["scaling_factor"] + VAE["shift_factor"]).sample.repeat(1, 1, 1, 1)
-                  if z.shape[1] == 16 else vae.decode(z.repeat(1, 4, 1, 1) / VAE["scaling_factor"] + VAE["shift_factor"]).sample,
+    level_decoder(lambda z: vae.decode(z.repeat(1, 4, 1, 1) / VAE["scaling_factor"] + VAE["shift_factor"]).sample,
                   vae.decoder.conv_out, 5350)
     rounded(vae).half().save_pretrained(PARTS / "vae")
 

@@ -7,6 +7,7 @@
 mod bad_models;
 mod default_model;
 mod determinism;
+mod flow;
 mod layouts;
 mod pipelines;
 mod support;

@@ -51,7 +51,10 @@ impl References {
 
 /// The request that a case is.
 pub fn request(case: &Case) -> Request {
-    let usual_layer = if case.model == "sdxl" { 2 } else { 1 };
+    let usual_layer = match case.model.as_str() {
+        "sd1" | "sd2" => 1,
+        _ => 2,
+    };
     let has_eta = matches!(case.sampler.as_str(), "ddim" | "tcd");
     Request {
         prompt: case.prompt.clone(),
