@@ -50,10 +50,10 @@ SCHEDULERS = {
 }
 CLIPS = [dict(common.CLIP, hidden_size=16, intermediate_size=64, num_hidden_layers=3, hidden_act="quick_gelu", projection_dim=16),
          dict(common.CLIP, hidden_size=32, intermediate_size=128, num_hidden_layers=3, hidden_act="gelu", projection_dim=32)]
-T5 = dict(d_model=56, d_kv=12, d_ff=96, num_layers=3, num_heads=4, relative_attention_num_buckets=32,
+T5 = dict(d_model=56, d_kv=12, d_ff=96, num_layers=2, num_heads=4, relative_attention_num_buckets=32,
           relative_attention_max_distance=128, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False,
           tie_word_embeddings=False, layer_norm_epsilon=1e-6, use_cache=False)
-VAE = dict(common.VAE, latent_channels=16, sample_size=128, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+VAE = dict(common.VAE, layers_per_block=1, latent_channels=16, sample_size=128, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
            use_post_quant_conv=False)
 
 

@@ -70,7 +70,7 @@ pub use config::{FlowSpacing, SchedulerConfig, TimeShift, TimestepSpacing};
 pub use denoiser::{Branches, Denoised, Denoiser, GuidedDenoiser, Network, Outputs};
 pub use error::{BoxError, Error};
 pub use flow::FlowSchedule;
-pub use guidance::Guidance;
+pub use guidance::{Guidance, SkipGuidance};
 pub use level::Level;
 pub use noise::{NoNoise, NoiseSource};
 pub use plan::{Plan, Sigmas, Step};

@@ -60,6 +60,13 @@ impl Network for AnyNetwork {
             AnyNetwork::Transformer(transformer) => transformer.run(input, timestep, branches),
         }
     }
+
+    fn run_skipping(&mut self, input: &[f32], timestep: f64) -> Result<Vec<f32>, BoxError> {
+        match self {
+            AnyNetwork::UNet(unet) => unet.run_skipping(input, timestep),
+            AnyNetwork::Transformer(transformer) => transformer.run_skipping(input, timestep),
+        }
+    }
 }
 
 /// Batch, channels, height and width of a request's latents.

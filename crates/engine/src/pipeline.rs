@@ -72,6 +72,7 @@ pub fn generate(
     observer: &mut Observer<'_>,
 ) -> Result<Run, EngineError> {
     request.check()?;
+    crate::plan::check_skip_layers(model, request)?;
     let plan = layout(model, request)?;
     let mut stages = Stages::new(observer);
 
@@ -130,7 +131,7 @@ fn denoise(
     let mut denoiser = GuidedDenoiser {
         network,
         prediction: plan.prediction,
-        guidance: crate::schedule::guidance(model, request),
+        guidance: crate::schedule::guidance_of(model, request, plan),
         images: shape[0],
         keep_uncond: plan.info.needs_uncond && crate::schedule::needs_uncond(model, request)?,
     };

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use aquatint_models::Checkpoint;
 use aquatint_models::families::TextUse;
 use aquatint_models::unet::Cost;
+use aquatint_models::{Checkpoint, NetworkConfig};
 use aquatint_ops::fused::{self, Epilogue};
 use aquatint_ops::{Device, Tensor};
 use burn::tensor::DType;
@@ -98,14 +98,38 @@ fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineEr
         .iter()
         .map(|t| t.encoder.config.num_hidden_layers);
     let layers = layers.min().unwrap_or(0);
+    check_skip_layers(model, request)?;
     match request.clip_skip {
-        Some(skip) if skip as usize > layers => Err(EngineError::Usage {
+        Some(skip) if layers > 0 && skip as usize > layers => Err(EngineError::Usage {
             message: format!(
                 "clip skip is {skip}, expected 1 to {layers}, the text encoder's layers"
             ),
             hint: "1 is the last layer, 2 the one before it".into(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// Skip-layer guidance is for networks whose layers can be left out.
+pub(crate) fn check_skip_layers(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
+    let Some(skip) = &request.skip_layers else {
+        return Ok(());
+    };
+    let NetworkConfig::Mmdit(config) = &model.network.config else {
+        return Err(EngineError::Usage {
+            message: format!("{} has no skip-layer guidance", model.family.title),
+            hint: "leave --skip-layers out; it is for Stable Diffusion 3 and 3.5".into(),
+        });
+    };
+    match skip.layers.iter().find(|layer| **layer >= config.layers()) {
+        None => Ok(()),
+        Some(layer) => Err(EngineError::Usage {
+            message: format!(
+                "skip-layer guidance leaves out layer {layer}, expected 0 to {}",
+                config.layers() - 1
+            ),
+            hint: "7, 8 and 9 are usual for Stable Diffusion 3.5 Medium".into(),
+        }),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use aquatint_diffusion::rng::RNGS;
 use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions};
-use aquatint_diffusion::{Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, sampler};
+use aquatint_diffusion::{
+    Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, SkipGuidance, sampler,
+};
 use aquatint_models::Checkpoint;
 use aquatint_models::families::GuidanceUse;
 
@@ -59,6 +61,23 @@ pub(crate) fn guidance(model: &Checkpoint, request: &Request) -> Guidance {
     guidance.rescale = request.guidance_rescale;
     if let Some(interval) = request.guidance_interval {
         guidance.interval = interval;
+    }
+    guidance
+}
+
+/// The guidance of a request's run, which knows the steps that skip-layer guidance counts.
+pub(crate) fn guidance_of(model: &Checkpoint, request: &Request, plan: &Plan) -> Guidance {
+    let mut guidance = guidance(model, request);
+    if let Some(skip) = &request.skip_layers {
+        let n = plan.len() as f64;
+        let acts = |i: &usize| *i as f64 > n * skip.start && (*i as f64) < n * skip.stop;
+        let mut levels = (0..plan.len())
+            .filter(acts)
+            .map(|i| plan.steps[i].from.ratio());
+        guidance.skip = levels.next().map(|highest| SkipGuidance {
+            scale: skip.scale,
+            interval: (levels.last().unwrap_or(highest), highest),
+        });
     }
     guidance
 }

@@ -20,6 +20,8 @@ pub(crate) struct TransformerNetwork {
     cond: TextConditioning,
     /// On the negative prompt and the prompt, in that order, as diffusers stacks them.
     both: Option<TextConditioning>,
+    /// Layers that skip-layer guidance leaves out.
+    skip: Vec<usize>,
     shape: [usize; 4],
     device: Device,
 }
@@ -68,6 +70,10 @@ impl TransformerNetwork {
             kind,
             cond,
             both,
+            skip: request
+                .skip_layers
+                .as_ref()
+                .map_or_else(Vec::new, |skip| skip.layers.clone()),
             shape,
             device: device.clone(),
         })
@@ -83,10 +89,11 @@ impl TransformerNetwork {
         x: Tensor<4>,
         timestep: f64,
         text: &TextConditioning,
+        skip: &[usize],
     ) -> Result<Vec<f32>, BoxError> {
         let times = vec![timestep; x.dims()[0]];
         let y = match &self.kind {
-            Kind::Mmdit(model) => model.forward(x, &times, text, &[])?,
+            Kind::Mmdit(model) => model.forward(x, &times, text, skip)?,
             Kind::Flux { model, guidance } => model.forward(x, &times, *guidance, text)?,
         };
         from_channels_last(y)
@@ -118,14 +125,24 @@ impl Network for TransformerNetwork {
             let x = to_channels_last(image, [1, channels, height, width], &self.device);
             match (branches, &self.both) {
                 (Branches::CondAndUncond, Some(both)) => {
-                    let mut values = self.forward(x.repeat_dim(0, 2), timestep, both)?;
+                    let mut values = self.forward(x.repeat_dim(0, 2), timestep, both, &[])?;
                     cond.extend(values.split_off(values.len() / 2));
                     uncond.extend(values);
                 }
-                _ => cond.extend(self.forward(x, timestep, &self.cond)?),
+                _ => cond.extend(self.forward(x, timestep, &self.cond, &[])?),
             }
         }
         let uncond = (!uncond.is_empty()).then_some(uncond);
         Ok(Outputs { cond, uncond })
+    }
+
+    fn run_skipping(&mut self, input: &[f32], timestep: f64) -> Result<Vec<f32>, BoxError> {
+        let [batch, channels, height, width] = self.shape;
+        let mut found = Vec::with_capacity(input.len());
+        for image in input.chunks_exact(input.len() / batch.max(1)) {
+            let x = to_channels_last(image, [1, channels, height, width], &self.device);
+            found.extend(self.forward(x, timestep, &self.cond, &self.skip)?);
+        }
+        Ok(found)
     }
 }

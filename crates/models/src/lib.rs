@@ -16,6 +16,7 @@ mod network;
 mod open;
 mod open_transformer;
 mod single_file;
+mod single_transformer;
 mod source;
 pub mod t5;
 pub mod text;

@@ -16,6 +16,7 @@ use crate::infer::{self, Shapes};
 use crate::keys::{self, Layout};
 use crate::network::NetworkConfig;
 use crate::open::{TokenizerPlace, check_widths, published, read_config, scheduler};
+use crate::single_transformer;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
@@ -24,6 +25,10 @@ use crate::vae::VaeConfig;
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, ModelError> {
     let set = WeightSet::open(path)?;
     let names = keys::names(&set);
+    if let Some((layout, kind)) = keys::find_transformer(&names) {
+        drop(names);
+        return single_transformer::open(path, set, layout, kind, options);
+    }
     let Some(layout) = keys::find_unet(&names) else {
         return Err(ModelError::NotAModel {
             path: path.to_owned(),
@@ -119,7 +124,7 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelE
     Ok(crate::families::detect(&facts)?.0)
 }
 
-fn single_vae(
+pub(crate) fn single_vae(
     path: &Path,
     set: &WeightSet,
     family: &'static Family,

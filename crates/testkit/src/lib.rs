@@ -21,7 +21,9 @@ pub use compare::{
     relative_error,
 };
 pub use flow::flow_folder;
-pub use layouts::{folder, sharded_folder, single_file, turbo_folder, unet_only, variant_folder};
+pub use layouts::{
+    flow_single_file, folder, sharded_folder, single_file, turbo_folder, unet_only, variant_folder,
+};
 pub use tensors::{Error, Tensor, Tensors, read_png};
 
 use std::path::{Path, PathBuf};
