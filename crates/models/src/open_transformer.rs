@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use aquatint_diffusion::SchedulerConfig;
+use aquatint_weights::WeightSet;
 use serde_json::Value;
 
 use crate::ModelError;
@@ -28,6 +29,8 @@ pub(crate) enum T5Place {
     Folder(Folder, String),
     /// A file or folder of its own.
     Path(PathBuf),
+    /// The metadata of T5's own file.
+    Weights(WeightSet),
     /// Nowhere: the vocabulary is too large for this library to bring along.
     Missing,
 }
@@ -37,11 +40,25 @@ impl T5Place {
         match self {
             T5Place::Folder(folder, part) => T5Tokenizer::read(folder, part),
             T5Place::Path(path) => T5Tokenizer::from_path(path),
-            T5Place::Missing => Err(ModelError::Tokenizer(
-                "found none for T5, expected tokenizer.json or spiece.model".into(),
-            )),
+            T5Place::Weights(set) => T5Tokenizer::from_gguf(set).unwrap_or_else(none),
+            T5Place::Missing => none(),
         }
     }
+
+    /// Takes the tokenizer of T5's own file where there is no other.
+    pub(crate) fn or_of(self, set: &WeightSet) -> Self {
+        match self {
+            T5Place::Missing => T5Place::Weights(set.clone()),
+            place => place,
+        }
+    }
+}
+
+fn none() -> Result<T5Tokenizer, ModelError> {
+    Err(ModelError::Tokenizer(
+        "found none for T5, expected tokenizer.json, spiece.model, or a GGUF file that holds it"
+            .into(),
+    ))
 }
 
 /// Opens the folder, whose index is `index`.
@@ -196,7 +213,7 @@ fn t5(
     let tokenizer = match (options.tokenizers.get(slot), &options.t5) {
         (Some(path), _) => T5Place::Path(path.clone()),
         (None, _) if folder.has_folder(&name) => T5Place::Folder(folder.clone(), name),
-        (None, Some(path)) => beside(path),
+        (None, Some(path)) => beside(path).or_of(encoder.source.weights()),
         (None, None) => T5Place::Missing,
     };
     Ok(Some(T5Part { encoder, tokenizer }))

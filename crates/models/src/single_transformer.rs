@@ -140,7 +140,7 @@ fn t5(
     let tokenizer = match (options.tokenizers.get(slot), given) {
         (Some(place), _) => T5Place::Path(place.clone()),
         (None, Some(given)) if given.has_folder(&folder) => T5Place::Folder(given.clone(), folder),
-        _ => beside(options.t5.as_deref().unwrap_or(path)),
+        _ => beside(options.t5.as_deref().unwrap_or(path)).or_of(encoder.source.weights()),
     };
     Ok(Some(T5Part { encoder, tokenizer }))
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use aquatint_weights::WeightSet;
 use tokenizers::Tokenizer;
 
 use super::spiece;
@@ -72,6 +73,13 @@ impl T5Tokenizer {
                 source: std::io::ErrorKind::NotFound.into(),
             }),
         }
+    }
+
+    /// The tokenizer that a GGUF file of T5 brings along.
+    pub(crate) fn from_gguf(set: &WeightSet) -> Option<Result<Self, ModelError>> {
+        let inner = spiece::from_gguf(set)?;
+        let whole = inner.and_then(Self::new);
+        Some(whole.map_err(|e| damaged(set.path(), e)))
     }
 
     fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
