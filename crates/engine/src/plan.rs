@@ -144,6 +144,7 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
     let plan = layout(model, request)?;
     let calls = plan.network_calls();
     let (step, decode) = costs(model, request)?;
+    let reading = reading(model, request)?;
     let [text, unet, decoder] = model.stage_weight_bytes();
     // Weights that are converted lie in memory beside each other: the decoder is loaded before the loop.
     let kept = match model.vae.source.converts() {
@@ -151,7 +152,7 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
         false => 0,
     };
     let stages = [
-        (text, 0),
+        (text, reading.activation_bytes),
         (unet + kept, step.activation_bytes),
         (decoder, decode.activation_bytes),
     ];
@@ -159,7 +160,8 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
         .into_iter()
         .max_by_key(|(weights, work)| weights + work);
     let (weight_bytes, activation_bytes) = largest.unwrap_or_default();
-    let work = step.times(calls).then(decode.times(request.batch as usize));
+    let loops = step.times(calls).then(decode.times(request.batch as usize));
+    let work = reading.then(loops);
     let estimate = Estimate {
         weight_bytes,
         activation_bytes,
@@ -174,6 +176,14 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
         return Err(EngineError::TooLarge { needed, total });
     }
     Ok(estimate)
+}
+
+/// Cost of reading the prompts. CLIP encoders are small beside T5 and everything else.
+fn reading(model: &Checkpoint, request: &Request) -> Result<Cost, EngineError> {
+    let prompts = if needs_uncond(model, request)? { 2 } else { 1 };
+    let t5 = model.t5.as_ref().map(|part| &part.encoder.config);
+    let one = t5.map(|config| config.cost(model.spec.t5_tokens));
+    Ok(one.unwrap_or_default().times(prompts))
 }
 
 /// Cost of one network call, and of decoding one picture.

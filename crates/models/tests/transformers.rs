@@ -286,3 +286,24 @@ fn folders_are_recognised_with_their_defaults() {
         assert_eq!(model.default_size(), size);
     }
 }
+
+#[test]
+fn costs_are_those_of_the_published_models() {
+    // Multiply-adds a token: the weights that it meets.
+    let billion = |n: u64| n as f64 / 1e9;
+    let tokens = 256;
+    let t5 = T5Config::xxl().cost(tokens);
+    assert!(
+        (billion(t5.linear) / tokens as f64 - 4.6).abs() < 0.1,
+        "{t5:?}"
+    );
+    let flux = FluxConfig::dev().cost(1, 128, 128, 512);
+    let per_token = billion(flux.linear) / (4096.0 + 512.0);
+    // Of a double block's weights a token sees the half.
+    assert!((6.0..7.0).contains(&per_token), "{per_token}");
+    let one = MmditConfig::sd35_medium().cost(1, 128, 128, 333);
+    let two = MmditConfig::sd35_medium().cost(2, 128, 128, 333);
+    assert_eq!(two.multiply_adds(), 2 * one.multiply_adds());
+    let medium = billion(one.linear) / (4096.0 + 333.0);
+    assert!((0.7..1.3).contains(&medium), "{medium}");
+}

@@ -2,6 +2,8 @@
 
 use crate::ModelError;
 use crate::config::{Config, config_error};
+use crate::unet::Cost;
+use crate::unet::cost::Tally;
 
 const COMPONENT: &str = "T5 text encoder";
 
@@ -69,6 +71,21 @@ impl T5Config {
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// The cost of encoding one sequence of `tokens`.
+    pub fn cost(&self, tokens: usize) -> Cost {
+        let mut tally = Tally::default();
+        let inner = self.num_heads * self.d_kv;
+        for _ in 0..self.num_layers {
+            tally.linear(tokens, self.d_model, 4 * inner);
+            tally.linear(tokens, self.d_model, 3 * self.d_ff);
+            tally.attention(tokens, tokens, inner);
+        }
+        // The bias of every head, the logits and their softmax beside it; or the wide parts of the feed-forward.
+        tally.alive([tokens, tokens], 3 * self.num_heads);
+        tally.alive([tokens, 1], 3 * self.d_ff + 2 * self.d_model);
+        tally.finish(1)
     }
 
     /// Holds what the layers take for granted.
