@@ -216,3 +216,48 @@ fn comfyuis_schedules_have_its_levels() {
         }
     }
 }
+
+/// Noise of ones, so that a step can be worked out by hand.
+struct Ones;
+
+impl NoiseSource for Ones {
+    fn normal(&mut self, out: &mut [f32]) {
+        out.fill(1.0);
+    }
+}
+
+/// ComfyUI's `sample_euler_ancestral_RF` from 0.8 to 0.5 and to nothing: down to 0.3125, where the signal is 0.6875, and
+/// noise of `sqrt(0.5² - (0.3125 · 0.5 / 0.6875)²)` back up.
+#[test]
+fn euler_ancestral_is_comfyuis_for_flows() {
+    let row = sampler::find("euler_a").unwrap();
+    let plan = Plan::new(row, &config(), 2, Sigmas::Given(&[0.8, 0.5, 0.0])).unwrap();
+    let mut denoiser = GuidedDenoiser {
+        network: Normal,
+        prediction: plan.prediction,
+        guidance: Guidance::none(),
+        images: 1,
+        keep_uncond: false,
+    };
+    let mut steps = Vec::new();
+    let observe = &mut |progress: &Progress<'_>| {
+        steps.push((progress.x[0], progress.denoised[0]));
+        ControlFlow::Continue(())
+    };
+    let options = SamplerOptions::default();
+    let (x, start) = (1.3f64, vec![1.3f32]);
+    sample(&plan, &options, start, &mut denoiser, &mut Ones, observe).unwrap();
+    let clean = f64::from(steps[0].1);
+    let ratio = 0.3125 / 0.8;
+    let keep = 0.5 / 0.6875;
+    let fresh = (0.25 - (0.3125f64 * keep).powi(2)).sqrt();
+    let want = keep * (ratio * x + (1.0 - ratio) * clean) + fresh;
+    assert!(
+        (f64::from(steps[0].0) - want).abs() < 1e-6,
+        "{steps:?} {want}"
+    );
+    assert_eq!(
+        steps[1].0, steps[1].1,
+        "the last step is to the clean latent"
+    );
+}
