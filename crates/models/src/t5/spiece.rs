@@ -38,13 +38,12 @@ fn build(Model { pieces, charsmap }: Model) -> Result<Tokenizer, String> {
     let vocabulary = pieces
         .into_iter()
         .map(|p| {
-            // What fills a vocabulary up must keep its place and never be chosen.
-            let score = if p.kind == UNUSED {
-                NEVER
-            } else {
-                f64::from(p.score)
-            };
-            (p.text, score)
+            // What fills a vocabulary up keeps its place, under a name that no word has: words hold no spaces. Its
+            // score must not count, for the price of the unknown is that of the least likely piece.
+            match p.kind {
+                UNUSED => (format!(" {}", p.text), 0.0),
+                _ => (p.text, f64::from(p.score)),
+            }
         })
         .chain(sentinels.iter().map(|s| (s.clone(), 0.0)))
         .collect();
@@ -71,8 +70,6 @@ const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER: u64 = 4;
 const UNUSED: u64 = 5;
-/// A score below that of any text.
-const NEVER: f64 = -1e9;
 
 struct Piece {
     text: String,
