@@ -14,6 +14,7 @@ const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),
     ("v", Prediction::V),
     ("sample", Prediction::Sample),
+    ("flow", Prediction::Flow),
 ];
 const STORAGES: &[(&str, Storage)] = &[
     ("f32", Storage::F32),
@@ -82,6 +83,7 @@ impl Setup {
             Some(PredictionArg::Epsilon) => "epsilon",
             Some(PredictionArg::V) => "v",
             Some(PredictionArg::Sample) => "sample",
+            Some(PredictionArg::Flow) => "flow",
             None => stored(5).next().unwrap_or_default(),
         };
         let quick = match args.sampling.quick_decode {
@@ -97,6 +99,7 @@ impl Setup {
                 storage: named(STORAGES, dtype),
                 vae: path(&given.vae, 0),
                 text_encoders: paths(&given.text_encoder, 1),
+                t5: path(&given.t5, 7),
                 tokenizers: paths(&given.tokenizer, 2),
                 config: path(&given.config, 3),
                 variant: given
@@ -117,8 +120,9 @@ impl Setup {
             |flag, path: &Option<PathBuf>| path.iter().cloned().map(move |p| (flag, p)).collect();
         let many =
             |flag, paths: &[PathBuf]| paths.iter().cloned().map(move |p| (flag, p)).collect();
-        let all: [Vec<(&str, PathBuf)>; 5] = [
+        let all: [Vec<(&str, PathBuf)>; 6] = [
             one("--vae", &open.vae),
+            one("--t5", &open.t5),
             many("--text-encoder", &open.text_encoders),
             many("--tokenizer", &open.tokenizers),
             one("--config", &open.config),
@@ -154,7 +158,7 @@ impl Setup {
                 "leave --config out",
             ));
         }
-        let others = open.vae.iter().chain(&open.text_encoders);
+        let others = open.vae.iter().chain(&open.text_encoders).chain(&open.t5);
         let on_disk = matches!(location, Location::Path(_)) && folder;
         if open.variant.is_some() && !on_disk && !others.into_iter().any(|p| p.is_dir()) {
             return Err(Failure::usage(
@@ -162,10 +166,17 @@ impl Setup {
                 "leave --variant out",
             ));
         }
-        let encoders = model.text.len();
-        for (flag, given) in [
-            ("--text-encoder", open.text_encoders.len()),
-            ("--tokenizer", open.tokenizers.len()),
+        if open.t5.is_some() && model.family.t5.is_none() {
+            return Err(Failure::usage(
+                "--t5 is given, but this model reads no T5",
+                "leave --t5 out",
+            ));
+        }
+        let encoders = (model.family.text)().len();
+        let tokenizers = encoders + usize::from(model.family.t5.is_some());
+        for (flag, given, encoders) in [
+            ("--text-encoder", open.text_encoders.len(), encoders),
+            ("--tokenizer", open.tokenizers.len(), tokenizers),
         ] {
             if given > encoders {
                 return Err(Failure::usage(
@@ -234,6 +245,7 @@ impl Setup {
             .for_each(|(name, _)| push(5, (*name).to_owned()));
         let quick = self.run.tiny.iter().filter(|_| self.run.quick_decode);
         quick.for_each(|p| push(6, one(p)));
+        open.t5.iter().for_each(|p| push(7, one(p)));
         parts
     }
 }

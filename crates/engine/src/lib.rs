@@ -15,6 +15,7 @@ mod preview;
 mod request;
 mod schedule;
 mod text;
+mod transformer;
 
 pub use aquatint_diffusion as diffusion;
 pub use aquatint_models as models;
@@ -25,7 +26,7 @@ pub use events::{Event, Latents, Observer, Stage};
 pub use pipeline::{Run, RunOptions, StageSeconds, generate};
 pub use plan::{Estimate, estimate};
 pub use preview::PreviewMaker;
-pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, Tiling};
+pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, SkipLayers, Tiling};
 pub use schedule::{find_rng, find_sampler, find_schedule, layout};
 
 /// Compiles the README's example.

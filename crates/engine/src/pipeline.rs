@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::decode::Decoder;
 use crate::events::{Event, Latents, Observer, Stage};
-use crate::network::UNetNetwork;
+use crate::network::AnyNetwork;
 use crate::noise::BatchNoise;
 use crate::picture::Picture;
 use crate::request::Request;
@@ -72,17 +72,18 @@ pub fn generate(
     observer: &mut Observer<'_>,
 ) -> Result<Run, EngineError> {
     request.check()?;
+    crate::plan::check_skip_layers(model, request)?;
     let plan = layout(model, request)?;
     let mut stages = Stages::new(observer);
 
     let conditioner = stages.run(Stage::Load, || text::load(model, device))?;
     let encoded = stages
-        .run(Stage::TextEncode, || text::encode(&conditioner, request))
+        .run(Stage::TextEncode, || {
+            text::encode(&conditioner, model, request)
+        })
         .map_err(|error| blame_weights(error, model))?;
     drop(conditioner);
-    for part in &model.text {
-        part.encoder.source.release_pages();
-    }
+    text::release(model);
     buffer::release();
     for dropped in &encoded.dropped {
         stages.warn(format!(
@@ -90,14 +91,15 @@ pub fn generate(
         ))?;
     }
 
-    let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
+    let network = stages.run(Stage::Load, || {
+        AnyNetwork::load(&encoded, request, model, device)
+    })?;
     // Before the long loop, so that a fault of the autoencoder is not found at its end. Weights are
     // mapped: they take no memory until they are used.
     let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
-    let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let latents = denoise(&mut stages, network, &plan, model, request)
         .map_err(|error| blame_weights(error, model))?;
-    model.unet.source.release_pages();
+    model.network.source.release_pages();
     buffer::release();
 
     let pictures = decode(&mut stages, &decoder, &latents, request)
@@ -118,7 +120,7 @@ struct LatentBatch {
 
 fn denoise(
     stages: &mut Stages<'_, '_>,
-    network: UNetNetwork,
+    network: AnyNetwork,
     plan: &Plan,
     model: &Checkpoint,
     request: &Request,
@@ -129,9 +131,9 @@ fn denoise(
     let mut denoiser = GuidedDenoiser {
         network,
         prediction: plan.prediction,
-        guidance: crate::schedule::guidance(request),
+        guidance: crate::schedule::guidance_of(model, request, plan),
         images: shape[0],
-        keep_uncond: plan.info.needs_uncond,
+        keep_uncond: plan.info.needs_uncond && crate::schedule::needs_uncond(model, request)?,
     };
     let sampler = SamplerOptions {
         eta: request.eta,
