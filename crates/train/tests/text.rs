@@ -102,8 +102,9 @@ fn the_first_ten_losses_are_those_of_pytorch() {
 #[test]
 fn the_first_ten_losses_of_a_flow_are_those_of_pytorch() {
     let dir = tempfile::tempdir().expect("tempdir");
-    pictures(dir.path());
-    let mut config = config(dir.path());
+    let data = dir.path().join("data");
+    pictures(&data);
+    let mut config = config(&data);
     config.objective.prediction = Some(Prediction::Flow);
     config.objective.shift = Some(3.0);
     config.objective.timesteps = TimestepSampling::LogitNormal {
@@ -143,8 +144,9 @@ fn the_first_ten_losses_of_a_flow_are_those_of_pytorch() {
 #[test]
 fn gradients_are_the_same_when_activations_are_computed_again() {
     let dir = tempfile::tempdir().expect("tempdir");
-    pictures(dir.path());
-    let mut config = config(dir.path());
+    let data = dir.path().join("data");
+    pictures(&data);
+    let mut config = config(&data);
     config.steps = 2;
     config.model.train_text_encoder = true;
     let trained = |config: &DiffusionConfig, name: &str| {
