@@ -112,8 +112,8 @@ fn a_full_disk_pauses_the_run_and_says_so() {
     let disk = place.join("disk");
     std::fs::create_dir(&disk).expect("a folder");
     let script = format!(
-        "mount -t tmpfs -o size=400k tmpfs '{disk}' || exit 99; \
-         head -c 330000 /dev/zero > '{disk}/filler'; \
+        "mount -t tmpfs -o size=900k tmpfs '{disk}' || exit 99; \
+         head -c 614400 /dev/zero > '{disk}/filler'; \
          '{binary}' train diffusion points.toml --out '{disk}/run' --threads 1 --checkpoint-every 100 \
              --checkpoint-minutes 0 2> said & run=$!; \
          for i in $(seq 600); do \

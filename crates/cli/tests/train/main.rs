@@ -10,7 +10,7 @@ use std::path::Path;
 
 use common::Place;
 
-/// A toy of points that makes a step in a millisecond or two, and no more than `model.points` of it.
+/// A toy of points that makes a step in a millisecond or two.
 pub fn points(place: &Place, steps: u64) {
     let text = format!(
         "seed = 7\nsteps = {steps}\nbatch_size = 32\n\
