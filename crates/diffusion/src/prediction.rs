@@ -21,7 +21,7 @@ pub enum Prediction {
     #[serde(rename = "sample", alias = "original_sample")]
     Sample,
     /// The velocity `noise - x0` of a straight flow.
-    #[serde(rename = "flow_prediction", alias = "flow")]
+    #[serde(rename = "flow_prediction", alias = "flow", alias = "flow_matching")]
     Flow,
 }
 

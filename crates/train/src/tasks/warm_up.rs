@@ -16,6 +16,7 @@ use aquatint_ops::{Device, Params, Tensor, Trainable};
 use burn::module::Module;
 use burn::tensor::{DType, Int, TensorData};
 
+use super::denoise::training_device;
 use super::diffusion::settings;
 use super::latents::supplies;
 use super::text::captioned;
@@ -99,7 +100,7 @@ impl WarmUpTask {
         observer: &mut Observer<'_>,
     ) -> Result<(Self, WarmUpNetwork), TrainError> {
         let plain = Device::flex();
-        let device = plain.clone().autodiff();
+        let device = training_device(&plain, config.gradient_checkpointing);
         let parts = TextParts::open(config)?;
         let vae = AutoencoderKl::load(&Params::new(&parts.vae.source, &plain), &parts.vae.config)?;
         let encoding = parts.encoding(&vae, &plain);
