@@ -76,7 +76,7 @@ pub(crate) fn guidance_of(model: &Checkpoint, request: &Request, plan: &Plan) ->
             .map(|i| plan.steps[i].from.ratio());
         guidance.skip = levels.next().map(|highest| SkipGuidance {
             scale: skip.scale,
-            interval: (levels.last().unwrap_or(highest), highest),
+            interval: (levels.next_back().unwrap_or(highest), highest),
         });
     }
     guidance

@@ -41,7 +41,6 @@ fn json(folder: &Path) -> String {
 fn assert_close(what: &str, found: &[f32], want: &[f32]) {
     assert_eq!(found.len(), want.len(), "{what}: lengths");
     let found = compare(found, want);
-    eprintln!("{what}: {:.2e}", found.relative);
     assert!(found.relative < TOLERANCE, "{what}: {:.2e}", found.relative);
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn warm_up(
     let settings = settings(&own)?;
     let (keep, steps) = (settings.checkpoint.keep, settings.steps);
     let mut state = run::begin(&folder, &settings)?;
-    if !state.as_ref().is_some_and(|s| s.progress.step >= steps) {
+    if state.as_ref().is_none_or(|s| s.progress.step < steps) {
         run::stop(observer(&Event::Phase {
             what: "the text encoder learns to guess pictures from captions",
         }))?;

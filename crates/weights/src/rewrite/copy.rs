@@ -42,6 +42,8 @@ pub(super) fn tensor(
             return Ok(ControlFlow::Break(()));
         }
     }
+    // What a copy was made of: a scaled or transposed tensor is no part of the file.
+    set.release_pages(&fate.name);
     Ok(ControlFlow::Continue(()))
 }
 

@@ -51,7 +51,7 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Writer, Error> {
         let path = path.as_ref();
-        let (header, slots, len) = layout(path, tensors, metadata)?;
+        let Layout { header, slots, len } = layout(path, tensors, metadata)?;
         Output::create(path, &header, slots, len).map(Writer)
     }
 
@@ -106,11 +106,17 @@ pub fn write(
 const LARGEST: u64 = i64::MAX as u64 - MAX_HEADER - 16;
 
 /// The first bytes of the file, up to the tensors, where each tensor goes, and the length of the whole.
+struct Layout {
+    header: Vec<u8>,
+    slots: HashMap<String, Slot>,
+    len: u64,
+}
+
 fn layout(
     path: &Path,
     tensors: &[TensorSpec],
     metadata: &BTreeMap<String, String>,
-) -> Result<(Vec<u8>, HashMap<String, Slot>, u64), Error> {
+) -> Result<Layout, Error> {
     let refuse = |name: &str, problem: &str| Error::Write {
         path: path.into(),
         name: name.into(),
@@ -171,5 +177,5 @@ fn layout(
         slot.begin += header.len() as u64;
     }
     let len = header.len() as u64 + end;
-    Ok((header, slots, len))
+    Ok(Layout { header, slots, len })
 }
