@@ -5,6 +5,7 @@
 mod encode;
 mod encode_super;
 mod formats;
+mod search;
 mod super_blocks;
 
 use std::marker::PhantomData;
