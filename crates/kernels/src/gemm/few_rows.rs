@@ -25,10 +25,12 @@ pub(crate) struct FewRows<'a> {
 impl FewRows<'_> {
     pub(crate) fn run(&self, isa: Isa) {
         let threads = rayon::current_num_threads();
-        // Waking a thread costs some ten microseconds; floats are read faster than blocks are widened.
+        // Waking a thread costs some ten microseconds; what need not be widened first is done sooner.
         let serial = match self.weights.data {
             RhsData::F32(_) | RhsData::F16(_) | RhsData::BF16(_) => 8 * SERIAL_WORK,
-            _ if self.m <= 2 => 2 * SERIAL_WORK,
+            RhsData::Blocks(BlockFormat::Q8_0 | BlockFormat::Q4_0, _) if self.m <= 2 => {
+                8 * SERIAL_WORK
+            }
             _ => SERIAL_WORK,
         };
         let parallel = threads > 1 && self.m * self.n * self.k >= serial;
@@ -189,13 +191,16 @@ fn dot_blocks<S: Simd, F: Format, const M: usize>(
             }
         }
     }
-    acc.map(|sums| {
+    // A loop: a closure would lose the job's instruction set.
+    let mut dots = [0.0f32; M];
+    for (dot, sums) in dots.iter_mut().zip(acc) {
         let mut total = sums[0];
         for &sum in &sums[1..vectors] {
             total = s.add(total, sum);
         }
-        s.sum(total)
-    })
+        *dot = s.sum(total);
+    }
+    dots
 }
 
 #[inline(always)]
