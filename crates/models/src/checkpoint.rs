@@ -10,6 +10,7 @@ use crate::ModelError;
 use crate::families::{self, Facts, Family, Spec};
 use crate::folder::{EmbeddedFiles, Folder};
 use crate::keys::{self, Layout};
+use crate::lora::{self, Adapted, Added, Additions, Lora};
 use crate::open;
 use crate::source::CheckpointSource;
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
@@ -47,6 +48,8 @@ pub struct OpenOptions {
     pub variant: Option<String>,
     /// What the network predicts, whatever the files say.
     pub prediction: Option<Prediction>,
+    /// Low-rank additions to the UNet and the text encoders.
+    pub loras: Vec<Lora>,
 }
 
 /// One component: its configuration and where its tensors are.
@@ -56,6 +59,18 @@ pub struct Part<C> {
     pub config: C,
     /// The tensors.
     pub source: CheckpointSource,
+    /// What is added to them.
+    pub(crate) additions: Additions,
+}
+
+impl<C> Part<C> {
+    /// The tensors with what is added to them.
+    pub(crate) fn adapted(&self) -> Adapted<'_> {
+        Adapted {
+            base: &self.source,
+            additions: &self.additions,
+        }
+    }
 }
 
 /// A text encoder and its tokenizer's place.
@@ -84,6 +99,8 @@ pub struct Checkpoint {
     pub unet: Part<UNetConfig>,
     /// The autoencoder.
     pub vae: Part<VaeConfig>,
+    /// What was added to it.
+    pub loras: Vec<Added>,
 }
 
 impl TextPart {
@@ -102,7 +119,7 @@ impl Checkpoint {
     /// # Errors
     /// What is missing, damaged, of another kind, or of a family that is not supported.
     pub fn open(location: &Location, options: &OpenOptions) -> Result<Self, ModelError> {
-        match location {
+        let mut model = match location {
             Location::Embedded { name, files } => {
                 open::folder(&Folder::Embedded { name, files }, options)
             }
@@ -110,7 +127,9 @@ impl Checkpoint {
                 open::folder(&Folder::Disk(path.clone()), options)
             }
             Location::Path(path) => crate::single_file::open(path, options),
-        }
+        }?;
+        lora::attach(&mut model, &options.loras)?;
+        Ok(model)
     }
 
     /// Loads the tokenizers and text encoders.
@@ -133,7 +152,8 @@ impl Checkpoint {
                         config.vocab_size
                     )));
                 }
-                let params = Params::new(&part.encoder.source, device);
+                let source = part.encoder.adapted();
+                let params = Params::new(&source, device);
                 Ok((tokenizer, ClipTextEncoder::load(&params, config)?))
             })
             .collect()
@@ -144,7 +164,8 @@ impl Checkpoint {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn load_unet(&self, device: &Device) -> Result<UNet2DCondition, ModelError> {
-        let params = Params::new(&self.unet.source, device);
+        let source = self.unet.adapted();
+        let params = Params::new(&source, device);
         UNet2DCondition::load(&params, &self.unet.config)
     }
 
@@ -189,10 +210,16 @@ impl Checkpoint {
     /// Bytes of the weights that each stage of a run reads: text encoders, UNet, the autoencoder's decoder. A stage
     /// lets go of its weights before the next.
     pub fn stage_weight_bytes(&self) -> [u64; 3] {
-        let text = self.text.iter().map(|part| part.encoder.source.bytes());
+        let text = self.text.iter().map(|part| {
+            let Part {
+                source, additions, ..
+            } = &part.encoder;
+            source.bytes() + additions.bytes()
+        });
         // A decode does not touch the pages of the encoder.
         let decoder = self.vae.source.bytes_of(|name| !name.contains("encoder."));
-        [text.sum(), self.unet.source.bytes(), decoder]
+        let unet = self.unet.source.bytes() + self.unet.additions.bytes();
+        [text.sum(), unet, decoder]
     }
 
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
@@ -349,5 +376,6 @@ pub(crate) fn part<C>(config: C, set: WeightSet, layout: Layout, options: &OpenO
     Part {
         config,
         source: CheckpointSource::new(set, layout, options.storage),
+        additions: Additions::default(),
     }
 }

@@ -9,6 +9,7 @@ mod find;
 mod folder;
 mod infer;
 pub mod keys;
+pub mod lora;
 mod open;
 mod single_file;
 mod source;

@@ -107,6 +107,7 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
         text,
         unet,
         vae,
+        loras: Vec::new(),
     })
 }
 

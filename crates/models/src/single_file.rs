@@ -72,6 +72,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
         text,
         unet,
         vae,
+        loras: Vec::new(),
     })
 }
 

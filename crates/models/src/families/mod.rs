@@ -173,6 +173,41 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
         )
 }
 
+/// What a low-rank addition tells of the model that it was made for.
+#[derive(Debug)]
+pub(crate) struct LoraClues<'a> {
+    /// Width of the text that its attentions read.
+    pub context: Option<usize>,
+    /// Whether it changes a second text encoder.
+    pub second_encoder: bool,
+    /// Names of its layers, joined by underscores.
+    pub names: Vec<&'a str>,
+}
+
+/// The family that a low-rank addition seems made for.
+pub(crate) fn of_lora(clues: &LoraClues<'_>) -> Option<&'static str> {
+    const TRANSFORMERS: &[(&str, &str)] = &[
+        ("double_blocks_", "FLUX"),
+        ("single_transformer_blocks_", "FLUX"),
+        ("joint_blocks_", "Stable Diffusion 3"),
+        ("transformer_transformer_blocks_", "Stable Diffusion 3"),
+    ];
+    let of_context = |width| {
+        let family = FAMILIES
+            .iter()
+            .find(|f| (f.unet)().context_dim() == Some(width));
+        family.map(|f| f.title)
+    };
+    let two = || FAMILIES.iter().find(|f| (f.text)().len() == 2);
+    let named = TRANSFORMERS
+        .iter()
+        .find(|(part, _)| clues.names.iter().any(|name| name.contains(part)));
+    named
+        .map(|(_, title)| *title)
+        .or_else(|| clues.context.and_then(of_context))
+        .or_else(|| clues.second_encoder.then(two)?.map(|f| f.title))
+}
+
 /// Whether the file's own words say that it is distilled for one to four steps: its name, or the
 /// spacing that all distilled models have beside a training size of at most 512 pixels.
 fn is_turbo(facts: &Facts) -> bool {
