@@ -101,10 +101,10 @@ impl Decoder {
     }
 }
 
-/// `[1, height, width, 3]` from -1 to 1 as 8-bit pixels, rounded as diffusers rounds:
+/// `[1, height, width, 3]`, or one channel of grey, from -1 to 1 as 8-bit pixels, rounded as diffusers rounds:
 /// half to even, after `x / 2 + 0.5` clamped to 0 to 1.
 pub(crate) fn to_picture(image: Tensor<4>) -> Result<Picture, EngineError> {
-    let [_, height, width, _] = image.dims();
+    let [_, height, width, channels] = image.dims();
     let failed = |found: String| EngineError::NonFinite {
         stage: "decoder".into(),
         found,
@@ -116,13 +116,16 @@ pub(crate) fn to_picture(image: Tensor<4>) -> Result<Picture, EngineError> {
     if values.iter().any(|v| !v.is_finite()) {
         return Err(failed("pixels with NaN or infinity".into()));
     }
+    let grey = channels == 1;
     let rgb = values
         .iter()
         .map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+        .flat_map(|v| std::iter::repeat_n(v, if grey { 3 } else { 1 }))
         .collect();
     Ok(Picture {
         width: width as u32,
         height: height as u32,
         rgb,
+        grey,
     })
 }

@@ -1,8 +1,8 @@
 //! The run that a request asks for: which sampler, over which noise levels.
 
 use aquatint_diffusion::rng::RNGS;
-use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions};
-use aquatint_diffusion::{Guidance, Plan, SAMPLERS, SamplerInfo, Sigmas, sampler};
+use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions, SearchedLevels};
+use aquatint_diffusion::{Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, sampler};
 use aquatint_models::Checkpoint;
 
 use crate::EngineError;
@@ -13,9 +13,18 @@ use crate::request::Request;
 /// # Errors
 /// Names that are not known, with the nearest ones; steps that the sampler cannot do.
 pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError> {
+    plan(&model.spec.scheduler, model.family.searched, request)
+}
+
+/// Lays out a run under a scheduler's configuration.
+pub(crate) fn plan(
+    config: &SchedulerConfig,
+    searched: SearchedLevels,
+    request: &Request,
+) -> Result<Plan, EngineError> {
     let info = find_sampler(&request.sampler)?;
     find_rng(&request.rng)?;
-    let config = &model.spec.scheduler;
+    check_eta(info, request)?;
     let steps = request.steps as usize;
     let Some(name) = &request.schedule else {
         return usable(Plan::new(info, config, steps, Sigmas::Config));
@@ -26,9 +35,22 @@ pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError
         config,
         steps,
         schedule,
-        model.family.searched,
+        searched,
         &ScheduleOptions::default(),
     ))
+}
+
+/// An eta that would do nothing is a mistake, of the sampler or of the option.
+fn check_eta(info: &SamplerInfo, request: &Request) -> Result<(), EngineError> {
+    if request.eta.is_none() || info.default_eta.is_some() {
+        return Ok(());
+    }
+    let with = SAMPLERS.iter().filter(|s| s.default_eta.is_some());
+    let names: Vec<&str> = with.map(|s| s.name).collect();
+    Err(EngineError::Usage {
+        message: format!("found eta, but the sampler {} has none", info.name),
+        hint: format!("leave it out, or take one of {}", names.join(", ")),
+    })
 }
 
 /// What a plan refuses is the request's doing.

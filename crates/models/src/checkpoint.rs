@@ -231,7 +231,12 @@ impl Checkpoint {
             .map(ModelError::from)
     }
 
-    /// Side of the default picture in pixels, width and height alike.
+    /// Width and height of the default picture in pixels.
+    pub fn default_sides(&self) -> [u32; 2] {
+        self.spec.own_size.unwrap_or([self.default_size(); 2])
+    }
+
+    /// Side of the default picture in pixels, where the folder recommends no other.
     pub fn default_size(&self) -> u32 {
         let factor = self.vae.config.factor();
         match self.unet.config.sample_size {

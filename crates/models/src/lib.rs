@@ -11,6 +11,8 @@ mod infer;
 pub mod keys;
 pub mod lora;
 mod open;
+mod own;
+mod pixel;
 mod single_file;
 mod source;
 pub mod text;
@@ -22,4 +24,5 @@ pub use checkpoint::{Checkpoint, Location, OpenOptions, Part, TextPart, load_tin
 pub use error::ModelError;
 pub use find::find_models;
 pub use folder::EmbeddedFiles;
+pub use pixel::{PixelDefaults, PixelModel};
 pub use source::CheckpointSource;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aquatint_diffusion::{SchedulerConfig, sampler};
+use aquatint_diffusion::SchedulerConfig;
 use aquatint_weights::{Error, WeightSet};
 use serde_json::Value;
 
@@ -12,6 +12,8 @@ use crate::checkpoint::{Checkpoint, OpenOptions, TextPart, facts, part, recognis
 use crate::families::Spec;
 use crate::folder::Folder;
 use crate::keys::Layout;
+use crate::own::Own;
+use crate::pixel;
 use crate::text::{ClipTextConfig, ClipTokenizer, Padding};
 use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
@@ -46,6 +48,9 @@ impl TokenizerPlace {
 
 /// Opens a diffusers folder.
 pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoint, ModelError> {
+    if pixel::is_one(folder) {
+        return Err(pixel::refused(&folder.path()));
+    }
     let index = read_index(folder)?;
     let scheduler = scheduler(folder)?;
     let config: UNetConfig = read_config(folder, "unet", UNetConfig::from_json)?;
@@ -171,27 +176,13 @@ fn read_index(folder: &Folder) -> Result<Value, ModelError> {
     Ok(index)
 }
 
-/// Defaults that a folder brings along in `aquatint.json`: steps, guidance, sampler.
+/// Defaults that a folder brings along.
 fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
-    let Some(text) = folder.text("aquatint.json")? else {
-        return Ok(());
-    };
-    let own: Value = serde_json::from_str(&text).map_err(|e| ModelError::Json {
-        path: folder.path().join("aquatint.json"),
-        message: format!("not readable as JSON ({e})"),
-    })?;
-    if let Some(steps) = own["steps"].as_u64().filter(|n| (1..=1000).contains(n)) {
-        spec.defaults.steps = steps as u32;
-    }
-    if let Some(guidance) = own["guidance"]
-        .as_f64()
-        .filter(|g| (0.0..=100.0).contains(g))
-    {
-        spec.defaults.guidance = guidance;
-    }
-    if let Some(sampler) = own["sampler"].as_str().and_then(|s| sampler::find(s).ok()) {
-        spec.own_sampler = Some(sampler.name);
-    }
+    let own = Own::read(folder)?;
+    spec.own_size = own.size;
+    spec.own_sampler = own.sampler;
+    spec.defaults.steps = own.steps.unwrap_or(spec.defaults.steps);
+    spec.defaults.guidance = own.guidance.unwrap_or(spec.defaults.guidance);
     Ok(())
 }
 
@@ -223,7 +214,7 @@ pub(crate) fn read_config<C>(
     read(&text)
 }
 
-fn component(
+pub(crate) fn component(
     folder: &Folder,
     part: &str,
     stems: &[&str],

@@ -8,5 +8,7 @@ mod bad_models;
 mod default_model;
 mod determinism;
 mod layouts;
+mod lora;
 mod pipelines;
+mod pixels;
 mod support;

@@ -70,6 +70,8 @@ pub struct Spec {
     pub defaults: Defaults,
     /// Scheduler configuration.
     pub scheduler: SchedulerConfig,
+    /// Width and height that the model's folder asks for in `aquatint.json`.
+    pub own_size: Option<[u32; 2]>,
     /// Sampler that the model's folder asks for in `aquatint.json`.
     pub own_sampler: Option<&'static str>,
     /// Use of the text encoders.

@@ -42,6 +42,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: if turbo { "euler_a" } else { "euler" },
         },
         scheduler: scheduler(facts, prediction, Some(spacing)),
+        own_size: None,
         own_sampler: None,
         text: TextUse::Two,
         zeros_without_negative: true,
