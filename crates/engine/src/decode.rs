@@ -69,6 +69,11 @@ impl Decoder {
         })
     }
 
+    /// Whether it is the model's own, not the tiny one.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.kind, Kind::Whole(_))
+    }
+
     /// Whether the pictures of a request are decoded in tiles.
     pub(crate) fn uses_tiles(&self, request: &Request, height: usize, width: usize) -> bool {
         matches!(self.kind, Kind::Whole(_)) && uses_tiles(request.vae_tiling, height, width)

@@ -93,7 +93,13 @@ pub fn generate(
     let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
     // Before the long loop, so that a fault of the autoencoder is not found at its end. Weights are
     // mapped: they take no memory until they are used.
-    let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
+    let decoder = stages.run(Stage::Load, || {
+        let decoder = Decoder::load(model, options, device)?;
+        match decoder.is_whole() {
+            true => check_decoder(model).map(|()| decoder),
+            false => Ok(decoder),
+        }
+    })?;
     let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let looped = Loop {
         plan: &plan,
@@ -242,6 +248,17 @@ fn decode(
     }
     stages.end(Stage::Decode, start)?;
     Ok(pictures)
+}
+
+/// A decoder with a NaN would spoil the picture after the whole loop. Reading its weights takes less than a step.
+fn check_decoder(model: &Checkpoint) -> Result<(), EngineError> {
+    let source = &model.vae.source;
+    let found = source.non_finite_of(|name| !name.contains("encoder."));
+    source.release_pages();
+    match found {
+        Some(error) => Err(aquatint_models::ModelError::from(error).into()),
+        None => Ok(()),
+    }
 }
 
 /// When numbers went wrong, finds out whether a weight is at fault, and names it.

@@ -234,7 +234,8 @@ fn values(raw: &RawTensor) -> Vec<f32> {
     let dtype = match raw.storage {
         Storage::F16 => DType::F16,
         Storage::Bf16 => DType::Bf16,
-        Storage::F32 => DType::F32,
+        // Others than these three are f32 here.
+        _ => DType::F32,
     };
     let view = TensorView::new("", dtype, raw.shape.clone(), raw.bytes.clone());
     view.and_then(|view| to_f32_vec(&view).ok())

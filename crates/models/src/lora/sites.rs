@@ -34,6 +34,9 @@ pub(super) fn text(part: &Part<ClipTextConfig>) -> Result<Vec<Site>, ModelError>
     Ok(probe.found())
 }
 
+/// Bytes of an element of f16.
+const F16: usize = 2;
+
 /// Gives zeros for every tensor, all views of one untouched buffer, so that a model is built without its weights being
 /// read or converted; and notes which layers ask for an addition.
 struct Probe<'a> {
@@ -52,7 +55,7 @@ impl<'a> Probe<'a> {
     fn new(base: &'a CheckpointSource) -> Self {
         let largest = base.weights().iter();
         let largest = largest.map(|(_, info)| info.shape.iter().product::<usize>());
-        let bytes = largest.max().unwrap_or(0) * Storage::F16.size();
+        let bytes = largest.max().unwrap_or(0) * F16;
         Probe {
             base,
             // The system gives pages of zeros when they are touched, which only those of vectors are.
@@ -74,7 +77,7 @@ impl ParamSource for Probe<'_> {
         shape: &[usize],
     ) -> Result<RawTensor, Box<dyn std::error::Error + Send + Sync>> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let bytes = elements.and_then(|n| n.checked_mul(Storage::F16.size()));
+        let bytes = elements.and_then(|n| n.checked_mul(F16));
         let Some(bytes) = bytes.filter(|n| *n <= self.zeros.len()) else {
             // Larger than everything in the file: it says so itself.
             return self.base.tensor(name, shape);
