@@ -121,6 +121,8 @@ def draw_weights(module, seed):
 
     for name, layer in sorted(module.named_modules()):
         if isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
+            if layer.weight is None:  # modulated norms have no weights of their own
+                continue
             normal(layer.weight, 1.0, 0.2)
             normal(layer.bias, 0.0, 0.1)
         elif isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):

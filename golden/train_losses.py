@@ -1,9 +1,10 @@
-"""The first ten losses of a tiny run in PyTorch, for crates/train/tests/losses.rs.
+"""The first ten losses of tiny runs in PyTorch, for crates/train/tests/text.rs and pictures.rs.
 
-The same weights (golden/sd1), pictures, order, captions, noise levels and noise as `aquatint train diffusion` takes from the
-seed: its random numbers are Philox words of (seed, step, purpose, index), computed here by numpy.
+The same weights (golden/sd1, and golden/pixels, which this script makes), pictures, order, captions, classes, noise
+levels and noise as `aquatint train diffusion` takes from the seed: its random numbers are Philox words of (seed, step,
+purpose, index), computed here by numpy.
 
-    python golden/train_losses.py        writes golden/train_losses.json
+    python golden/train_losses.py        writes golden/train_losses.json and golden/pixels/
 """
 
 import json
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from common import draw_weights, rounded
 
 HERE = Path(__file__).parent
 SEED, BATCH, STEPS, RATE, DROPOUT, PICTURES, SIDE = 11, 2, 10, 1e-3, 0.3, 5, 64
@@ -60,9 +63,9 @@ class Draw:
         return (radius * np.sin(v.astype(np.float64)).astype(np.float32)).astype(np.float32)
 
 
-def picture(i):
-    """A pattern of whole bytes, as the test writes it: [height, width, 3]."""
-    y, x, c = np.meshgrid(np.arange(SIDE), np.arange(SIDE), np.arange(3), indexing="ij")
+def picture(i, side=SIDE, channels=3):
+    """A pattern of whole bytes, as the test writes it: [height, width, channels]."""
+    y, x, c = np.meshgrid(np.arange(side), np.arange(side), np.arange(channels), indexing="ij")
     return ((x * (i + 3) + y * (7 - i) + c * 61 * (i + 1)) % 256).astype(np.uint8)
 
 
@@ -86,51 +89,131 @@ def epoch(number):
     return batches
 
 
-def main():
-    torch.set_num_threads(1)
+class Betas:
+    """The levels of a chain of noising steps, of uniform times; the weight of min-SNR with `gamma`, or 1."""
+
+    def __init__(self, scheduler, gamma=None):
+        self.abar = scheduler.alphas_cumprod.double()
+        self.kind, self.gamma = scheduler.config.prediction_type, gamma
+
+    def level(self, draw, slot):
+        t = min(int(draw.uniform(TIMES, slot) * len(self.abar)), len(self.abar) - 1)
+        a = float(self.abar[t])
+        return t, a**0.5, (1 - a) ** 0.5
+
+    def target(self, clean, noise, alpha, sigma):
+        return noise if self.kind == "epsilon" else alpha * noise - sigma * clean
+
+    def weight(self, alpha, sigma):
+        snr = (alpha / sigma) ** 2
+        assert self.gamma is None or self.kind == "v_prediction"
+        return 1.0 if self.gamma is None else min(snr, self.gamma) / (snr + 1)
+
+
+class Flow:
+    """A straight flow as SD3 is trained: logit-normal times, shifted, with the weight `cosmap`."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def level(self, draw, slot):
+        u, v = 1 - draw.uniform(TIMES, 2 * slot), draw.uniform(TIMES, 2 * slot + 1)
+        normal = (-2 * np.log(u)) ** 0.5 * np.cos(2 * np.pi * v)
+        share = (min(int(1000 / (1 + np.exp(-normal))), 999) + 1) / 1000
+        sigma = self.shift * share / (1 + (self.shift - 1) * share)
+        return 1000 * sigma, 1 - sigma, sigma
+
+    def target(self, clean, noise, alpha, sigma):
+        return noise - clean
+
+    def weight(self, alpha, sigma):
+        return 2 / (np.pi * (1 - 2 * sigma + 2 * sigma**2))
+
+
+def run(network, process, clean_of, told_of, predict):
+    """`clean_of(example, slot, step)` is channels last, as the noise is drawn; `told_of(example, without)` is what
+    `predict(network, x, times, told)` takes a list of."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
+    network.train()
+    per_epoch, losses = -(-PICTURES // BATCH), []
+    for step in range(STEPS):
+        draw = Draw(SEED, step)
+        inputs, targets, times, told, weights = [], [], [], [], []
+        for slot, example in enumerate(epoch(step // per_epoch)[step % per_epoch]):
+            told.append(told_of(example, draw.uniform(CHOICES, (slot << 16) + 3) < DROPOUT))
+            clean = clean_of(example, slot, step)
+            noise = draw.normal(slot, clean.size).reshape(clean.shape)
+            time, alpha, sigma = process.level(draw, slot)
+            inputs.append((alpha * clean + sigma * noise).astype(np.float32))
+            targets.append(process.target(clean, noise, alpha, sigma).astype(np.float32))
+            times.append(time)
+            weights.append(process.weight(alpha, sigma))
+        turn = lambda x: torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2)
+        error = predict(network, turn(inputs), torch.tensor(times), told) - turn(targets)
+        loss = (error.square() * torch.tensor(weights, dtype=torch.float32).reshape(-1, 1, 1, 1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def of_captions(process):
     model = HERE / "sd1"
     unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    abar = DDIMScheduler.from_pretrained(model / "scheduler").alphas_cumprod.double()
     with torch.no_grad():
         pixels = torch.stack([torch.from_numpy(picture(i)).permute(2, 0, 1) for i in range(PICTURES)])
         posterior = vae.encode(pixels.float() / 127.5 - 1).latent_dist
-    # Channels last, as the noise is drawn.
     mean = (posterior.mean * vae.config.scaling_factor).permute(0, 2, 3, 1).numpy()
     deviation = (posterior.std * vae.config.scaling_factor).permute(0, 2, 3, 1).numpy()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE)
-    unet.train()
-    per_epoch, losses = -(-PICTURES // BATCH), []
-    for step in range(STEPS):
-        examples = epoch(step // per_epoch)[step % per_epoch]
-        draw, own = Draw(SEED, step), Draw(SEED ^ LATENT_NOISE, step)
-        inputs, targets, times, captions = [], [], [], []
-        for slot, example in enumerate(examples):
-            without = draw.uniform(CHOICES, (slot << 16) + 3) < DROPOUT
-            captions.append("" if without else f"picture number {example}")
-            shape = mean[example].shape
-            clean = mean[example] + deviation[example] * own.normal(slot, mean[example].size).reshape(shape)
-            noise = draw.normal(slot, clean.size).reshape(shape)
-            t = min(int(draw.uniform(TIMES, slot) * len(abar)), len(abar) - 1)
-            a = float(abar[t])
-            inputs.append((a**0.5 * clean + (1 - a) ** 0.5 * noise).astype(np.float32))
-            targets.append(noise)
-            times.append(t)
+
+    def clean_of(example, slot, step):
+        noise = Draw(SEED ^ LATENT_NOISE, step).normal(slot, mean[example].size)
+        return mean[example] + deviation[example] * noise.reshape(mean[example].shape)
+
+    def predict(unet, x, times, captions):
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             context = text(ids).last_hidden_state
-        turn = lambda x: torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2)
-        prediction = unet(turn(inputs), torch.tensor(times), context).sample
-        loss = (prediction - turn(targets)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    (HERE / "train_losses.json").write_text(json.dumps(losses) + "\n")
-    print(losses)
+        return unet(x, times, context).sample
+
+    return run(unet, process, clean_of, lambda example, without: "" if without else f"picture number {example}", predict)
+
+
+def of_classes():
+    """Grey pixels, told one of two classes: those of even and of odd number, in folders of their own."""
+    model = HERE / "pixels"
+    torch.manual_seed(5)
+    unet = rounded(draw_weights(UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+        attention_head_dim=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=3), 5))
+    unet.half().save_pretrained(model / "unet")
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler.save_pretrained(model / "scheduler")
+    unet = UNet2DModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    # In the order of their paths: even/0.png, even/2.png, ...
+    examples = [i for i in range(PICTURES) if i % 2 == 0] + [i for i in range(PICTURES) if i % 2 == 1]
+    pictures = [picture(i, 8, 1).astype(np.float32) / np.float32(127.5) - 1 for i in examples]
+    classes = [i % 2 for i in examples]
+    return run(unet, Betas(scheduler, gamma=5.0), lambda example, slot, step: pictures[example],
+               lambda example, without: 2 if without else classes[example],
+               lambda unet, x, times, told: unet(x, times, torch.tensor(told)).sample)
+
+
+def main():
+    torch.set_num_threads(1)
+    losses = {
+        "captions": of_captions(Betas(DDIMScheduler.from_pretrained(HERE / "sd1" / "scheduler"))),
+        "captions, flow": of_captions(Flow(shift=3.0)),
+        "classes": of_classes(),
+    }
+    (HERE / "train_losses.json").write_text(json.dumps(losses, indent=1) + "\n")
+    print(json.dumps(losses, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ pub enum Command {
     Models(ModelsArgs),
     /// Show what a weight file, a model folder or a picture holds.
     Inspect(InspectArgs),
+    /// Write a weight file in another format or with smaller numbers.
+    Convert(crate::convert::ConvertArgs),
     /// List the samplers and schedules.
     Samplers(SamplersArgs),
     /// Measure this machine: single operations, or the stages of a model.
@@ -83,6 +85,7 @@ pub enum PredictionArg {
     Epsilon,
     V,
     Sample,
+    Flow,
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +138,10 @@ pub struct ModelArgs {
     /// Text encoder to use instead of the model's own; once for each encoder.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub text_encoder: Vec<PathBuf>,
+
+    /// T5 text encoder to use instead of the model's own.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub t5: Option<PathBuf>,
 
     /// Folder with the tokenizer to use instead of the model's own; once for each encoder.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -227,6 +234,23 @@ pub struct SamplingArgs {
     /// Noise levels between which guidance acts, lowest and highest [default: everywhere].
     #[arg(long, value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
     pub guidance_interval: Option<(f64, f64)>,
+
+    /// Layers of the transformer to leave out for skip-layer guidance, such as 7,8,9 [default: none].
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub skip_layers: Vec<usize>,
+
+    /// Strength of skip-layer guidance [default: 2.8].
+    #[arg(
+        long,
+        value_name = "SCALE",
+        requires = "skip_layers",
+        allow_hyphen_values = true
+    )]
+    pub skip_layer_guidance: Option<f64>,
+
+    /// Part of the run in which skip-layer guidance acts [default: 0.01,0.2].
+    #[arg(long, value_name = "FROM,TO", requires = "skip_layers", value_parser = interval, allow_hyphen_values = true)]
+    pub skip_layer_range: Option<(f64, f64)>,
 
     /// Layer of the text encoder counted from the end: 1 is the last, 2 the one before it.
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(12))]

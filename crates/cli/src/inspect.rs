@@ -23,7 +23,11 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     }
     let set = if !args.file.is_dir() {
         WeightSet::open(&args.file)
-    } else if args.file.join("model_index.json").is_file() || args.file.join("unet").is_dir() {
+    } else if args.file.join("model_index.json").is_file()
+        || ["unet", "transformer"]
+            .iter()
+            .any(|part| args.file.join(part).is_dir())
+    {
         return inspect_folder(args);
     } else {
         // One component of a model.
@@ -261,6 +265,9 @@ fn component_of(tensor: &str) -> &str {
         "cond_stage_model",
         "conditioner.embedders.0",
         "conditioner.embedders.1",
+        "text_encoders.clip_l",
+        "text_encoders.clip_g",
+        "text_encoders.t5xxl",
         "model_ema",
     ];
     PREFIXES

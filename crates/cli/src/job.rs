@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use aquatint_engine::metadata::Parameters;
-use aquatint_engine::{Model, PromptSyntax, Request, Tiling, picture};
+use aquatint_engine::{Model, PromptSyntax, Request, SkipLayers, Tiling, picture};
 
-use crate::args::{GenerateArgs, SyntaxArg, TilingArg};
+use crate::args::{GenerateArgs, SamplingArgs, SyntaxArg, TilingArg};
 use crate::failure::{Failure, USAGE};
 use crate::output::OutputPattern;
 use crate::setup::Setup;
@@ -89,6 +89,7 @@ pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
         batch: args.picture.batch.unwrap_or(1),
         clip_skip: args.sampling.clip_skip,
         eta: args.sampling.eta,
+        skip_layers: skip_layers(&args.sampling),
         ..Request::default()
     };
     // The sides depend on the model.
@@ -132,6 +133,7 @@ pub fn new(
         guidance: sampling.guidance.unwrap_or(base.guidance),
         guidance_rescale: sampling.guidance_rescale.unwrap_or(base.guidance_rescale),
         guidance_interval: sampling.guidance_interval.or(base.guidance_interval),
+        skip_layers: skip_layers(sampling).or(base.skip_layers),
         sampler: own_name(sampling.sampler.clone().unwrap_or(base.sampler), |n| {
             aquatint_engine::find_sampler(n).map(|s| s.name)
         }),
@@ -232,4 +234,15 @@ fn random_seed() -> u64 {
     hasher.write_u32(std::process::id());
     // Small enough to type.
     hasher.finish() >> 32
+}
+
+/// The skip-layer guidance of the command line.
+fn skip_layers(sampling: &SamplingArgs) -> Option<SkipLayers> {
+    let mut skip = SkipLayers::new(sampling.skip_layers.clone());
+    if skip.layers.is_empty() {
+        return None;
+    }
+    skip.scale = sampling.skip_layer_guidance.unwrap_or(skip.scale);
+    (skip.start, skip.stop) = sampling.skip_layer_range.unwrap_or((skip.start, skip.stop));
+    Some(skip)
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod convert;
 mod default_model;
 mod failure;
 mod generate;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Samplers(args) => samplers::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Grid(args) => grid::run(&args),

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use aquatint_engine::diffusion::SAMPLERS;
+use aquatint_engine::diffusion::sampler::OnFlows;
 use aquatint_engine::diffusion::schedule::SCHEDULES;
 use serde_json::json;
 
@@ -23,6 +24,9 @@ pub fn run(args: &SamplersArgs) -> Result<(), Failure> {
         };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {:<14} {:<13} {}", s.name, kind, s.summary);
+        if let OnFlows::Unfit(why) = s.flows {
+            let _ = writeln!(text, "  {:<14} {:<13} not for flow models: {why}", "", "");
+        }
         if !s.aliases.is_empty() {
             let _ = writeln!(
                 text,
@@ -50,6 +54,10 @@ fn table() -> serde_json::Value {
             json!({
                 "name": s.name, "aliases": s.aliases, "summary": s.summary, "order": s.order,
                 "stochastic": s.stochastic, "reference": s.reference,
+                "flows": match s.flows {
+                    OnFlows::Unfit(_) => None,
+                    form => Some(form.summary()),
+                },
             })
         })
         .collect();

@@ -16,6 +16,7 @@ const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),
     ("v", Prediction::V),
     ("sample", Prediction::Sample),
+    ("flow", Prediction::Flow),
 ];
 const STORAGES: &[(&str, Storage)] = &[
     ("f32", Storage::F32),
@@ -88,6 +89,7 @@ impl Setup {
             Some(PredictionArg::Epsilon) => "epsilon",
             Some(PredictionArg::V) => "v",
             Some(PredictionArg::Sample) => "sample",
+            Some(PredictionArg::Flow) => "flow",
             None => stored(5).next().unwrap_or_default(),
         };
         let quick = match args.sampling.quick_decode {
@@ -106,6 +108,7 @@ impl Setup {
                 storage: named(STORAGES, dtype),
                 vae: path(&given.vae, 0),
                 text_encoders: paths(&given.text_encoder, 1),
+                t5: path(&given.t5, 7),
                 tokenizers: paths(&given.tokenizer, 2),
                 config: path(&given.config, 3),
                 variant: given
@@ -137,8 +140,9 @@ impl Setup {
             |flag, path: &Option<PathBuf>| path.iter().cloned().map(move |p| (flag, p)).collect();
         let many =
             |flag, paths: &[PathBuf]| paths.iter().cloned().map(move |p| (flag, p)).collect();
-        let all: [Vec<(&str, PathBuf)>; 5] = [
+        let all: [Vec<(&str, PathBuf)>; 6] = [
             one("--vae", &open.vae),
+            one("--t5", &open.t5),
             many("--text-encoder", &open.text_encoders),
             many("--tokenizer", &open.tokenizers),
             one("--config", &open.config),
@@ -177,7 +181,7 @@ impl Setup {
                 "leave --config out",
             ));
         }
-        let others = open.vae.iter().chain(&open.text_encoders);
+        let others = open.vae.iter().chain(&open.text_encoders).chain(&open.t5);
         let on_disk = matches!(location, Location::Path(_)) && folder;
         if open.variant.is_some() && !on_disk && !others.into_iter().any(|p| p.is_dir()) {
             return Err(Failure::usage(
@@ -185,10 +189,17 @@ impl Setup {
                 "leave --variant out",
             ));
         }
-        let encoders = model.text.len();
-        for (flag, given) in [
-            ("--text-encoder", open.text_encoders.len()),
-            ("--tokenizer", open.tokenizers.len()),
+        if open.t5.is_some() && model.family.t5.is_none() {
+            return Err(Failure::usage(
+                "--t5 is given, but this model reads no T5",
+                "leave --t5 out",
+            ));
+        }
+        let encoders = (model.family.text)().len();
+        let tokenizers = encoders + usize::from(model.family.t5.is_some());
+        for (flag, given, encoders) in [
+            ("--text-encoder", open.text_encoders.len(), encoders),
+            ("--tokenizer", open.tokenizers.len(), tokenizers),
         ] {
             if given > encoders {
                 return Err(Failure::usage(
@@ -280,10 +291,11 @@ impl Setup {
             .for_each(|(name, _)| push(5, (*name).to_owned()));
         let quick = self.run.tiny.iter().filter(|_| self.run.quick_decode);
         quick.for_each(|p| push(6, one(p)));
+        open.t5.iter().for_each(|p| push(7, one(p)));
         for lora in &open.loras {
-            push(7, format!("{}:{}", one(&lora.path), lora.weight));
+            push(8, format!("{}:{}", one(&lora.path), lora.weight));
         }
-        self.lora_hashes.iter().for_each(|h| push(8, h.clone()));
+        self.lora_hashes.iter().for_each(|h| push(9, h.clone()));
         parts
     }
 }

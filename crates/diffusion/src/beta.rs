@@ -196,6 +196,17 @@ impl NoiseSchedule {
         })
     }
 
+    /// The schedule of a straight flow: rising shares of noise, of which the last may be 1.
+    pub(crate) fn straight(shares: &[f64]) -> Self {
+        let ratio = |&s: &f64| (s / (1.0 - s)).min(f64::from(LARGEST_SIGMA));
+        let sigmas: Vec<f64> = shares.iter().map(ratio).collect();
+        Self {
+            alphas_cumprod: sigmas.iter().map(|s| 1.0 / (s * s + 1.0)).collect(),
+            log_sigmas: sigmas.iter().map(|s| s.ln()).collect(),
+            sigmas,
+        }
+    }
+
     /// Number of training steps.
     pub fn len(&self) -> usize {
         self.sigmas.len()

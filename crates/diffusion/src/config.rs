@@ -29,6 +29,27 @@ pub enum FinalSigma {
     SigmaMin,
 }
 
+/// How a flow's shift for the size of a picture is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeShift {
+    /// As a logarithm.
+    #[default]
+    Exponential,
+    /// As the factor itself.
+    Linear,
+}
+
+/// How the steps of a flow lie before they are shifted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FlowSpacing {
+    /// Evenly between the ends of training, both included: diffusers' `set_timesteps`.
+    #[default]
+    Training,
+    /// Evenly from 1 to `1 / steps`: what diffusers' FLUX pipelines give `set_timesteps`.
+    Even,
+}
+
 /// The variance of a DDPM step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +112,24 @@ pub struct SchedulerConfig {
     pub euler_at_final: Option<bool>,
     pub predict_x0: Option<bool>,
     pub disable_corrector: Option<Vec<usize>>,
+
+    pub shift: Option<f64>,
+    pub flow_shift: Option<f64>,
+    pub use_dynamic_shifting: Option<bool>,
+    pub base_shift: Option<f64>,
+    pub max_shift: Option<f64>,
+    pub base_image_seq_len: Option<usize>,
+    pub max_image_seq_len: Option<usize>,
+    pub time_shift_type: Option<TimeShift>,
+    pub shift_terminal: Option<f64>,
+    pub invert_sigmas: Option<bool>,
+    pub stochastic_sampling: Option<bool>,
+    /// Not of the file: how the family's pipeline spaces the steps of a flow.
+    #[serde(skip)]
+    pub flow_spacing: FlowSpacing,
+    /// Not of the file: how many tokens a run's picture has, for [`Self::use_dynamic_shifting`].
+    #[serde(skip)]
+    pub image_tokens: Option<usize>,
 }
 
 impl SchedulerConfig {
@@ -147,9 +186,20 @@ impl SchedulerConfig {
             .map_or(self.num_train_timesteps.unwrap_or(1000), Vec::len)
     }
 
-    /// What the network predicts, the noise if absent.
+    /// Whether the network was trained on a straight flow, by its scheduler's class, prediction or `use_flow_sigmas`.
+    pub fn is_flow(&self) -> bool {
+        let class = self.class_name.as_deref().unwrap_or_default();
+        class.starts_with("FlowMatch")
+            || self.prediction_type == Some(Prediction::Flow)
+            || self.use_flow_sigmas == Some(true)
+    }
+
+    /// What the network predicts; if absent the velocity of a flow, else the noise.
     pub fn prediction(&self) -> Prediction {
-        self.prediction_type.unwrap_or_default()
+        self.prediction_type.unwrap_or(match self.is_flow() {
+            true => Prediction::Flow,
+            false => Prediction::Epsilon,
+        })
     }
 }
 

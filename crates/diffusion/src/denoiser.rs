@@ -54,6 +54,15 @@ pub trait Network {
         timestep: f64,
         branches: Branches,
     ) -> Result<Outputs, BoxError>;
+
+    /// Runs the network with the prompt and some of its layers left out, for skip-layer guidance.
+    ///
+    /// # Errors
+    /// The implementor's own; here that the network has no such layers.
+    fn run_skipping(&mut self, input: &[f32], timestep: f64) -> Result<Vec<f32>, BoxError> {
+        let _ = (input, timestep);
+        Err("this network cannot leave layers out; take no skip-layer guidance".into())
+    }
 }
 
 /// Network, then prediction, then guidance: the denoiser of a run.
@@ -91,8 +100,21 @@ impl<N: Network> Denoiser for GuidedDenoiser<N> {
         }
         // Guidance acts on the network's output, as in diffusers: the same as on the clean latent in
         // exact arithmetic, and the same bits here.
+        let skip = self.guidance.skip_at(level.ratio());
         let output = match &uncond {
-            Some(uncond) if guided => self.guidance.apply(&cond, uncond, self.images),
+            Some(uncond) if guided => {
+                let mut output = self.guidance.apply(&cond, uncond, self.images);
+                if let Some(skip) = skip {
+                    let skipped = self.network.run_skipping(&input, level.timestep)?;
+                    check(
+                        "the network's output without some layers",
+                        &skipped,
+                        x.len(),
+                    )?;
+                    skip.apply(&mut output, &cond, &skipped);
+                }
+                output
+            }
             _ => cond,
         };
         let uncond_denoised = match uncond {

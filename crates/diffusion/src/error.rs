@@ -38,6 +38,16 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A sampler that has no meaning for flow models.
+    #[error("the sampler {sampler} is not for flow models: {why}; those that are: {fitting}")]
+    NotForFlows {
+        /// The sampler's name.
+        sampler: &'static str,
+        /// What stands against it.
+        why: &'static str,
+        /// The names of the samplers for flow models.
+        fitting: String,
+    },
     /// A scheduler configuration holds numbers that make no noise schedule.
     #[error("the scheduler configuration has {found}; expected {expected}")]
     Config {

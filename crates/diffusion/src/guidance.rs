@@ -13,6 +13,24 @@ pub struct Guidance {
     /// Guidance acts only at `lowest <= sigma <= highest` (Kynkäänniemi et al. 2024); sigma is noise
     /// over signal.
     pub interval: (f64, f64),
+    /// Skip-layer guidance besides.
+    pub skip: Option<SkipGuidance>,
+}
+
+/// Skip-layer guidance (Stability AI, Stable Diffusion 3.5): the output is pushed away from that of the network with
+/// some of its layers left out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SkipGuidance {
+    /// How strongly.
+    pub scale: f64,
+    /// It acts only at `lowest <= sigma <= highest`, and only where guidance does; sigma is noise over signal.
+    pub interval: (f64, f64),
+}
+
+impl SkipGuidance {
+    fn acts_at(&self, sigma: f64) -> bool {
+        self.interval.0 <= sigma && sigma <= self.interval.1
+    }
 }
 
 impl Guidance {
@@ -22,6 +40,7 @@ impl Guidance {
             scale,
             rescale: 0.0,
             interval: (0.0, f64::INFINITY),
+            skip: None,
         }
     }
 
@@ -69,6 +88,12 @@ impl Guidance {
         self.is_on() && self.interval.0 <= sigma && sigma <= self.interval.1
     }
 
+    /// The skip-layer guidance at a level with this noise over signal.
+    pub fn skip_at(&self, sigma: f64) -> Option<SkipGuidance> {
+        self.skip
+            .filter(|skip| self.acts_at(sigma) && skip.acts_at(sigma))
+    }
+
     /// The guided output of a network.
     ///
     /// # Shapes
@@ -87,6 +112,19 @@ impl Guidance {
             }
         }
         guided
+    }
+}
+
+impl SkipGuidance {
+    /// Pushes a guided output from `skipped`, the network's with layers left out, towards `cond`, that with all.
+    ///
+    /// # Shapes
+    /// All have the same length.
+    pub fn apply(&self, guided: &mut [f32], cond: &[f32], skipped: &[f32]) {
+        let scale = self.scale as f32;
+        for ((g, c), s) in guided.iter_mut().zip(cond).zip(skipped) {
+            *g += (c - s) * scale;
+        }
     }
 }
 

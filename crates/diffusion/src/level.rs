@@ -45,6 +45,15 @@ impl Level {
         }
     }
 
+    /// The level `x = (1 - sigma) · x0 + sigma · noise` of a straight flow.
+    pub fn straight(sigma: f64, timestep: f64) -> Self {
+        Self {
+            alpha: 1.0 - sigma,
+            sigma,
+            timestep,
+        }
+    }
+
     /// Noise over signal, Karras' sigma; infinite where no signal is left.
     pub fn ratio(&self) -> f64 {
         self.sigma / self.alpha

@@ -3,11 +3,12 @@
 use crate::beta::NoiseSchedule;
 use crate::config::SchedulerConfig;
 use crate::error::Error;
+use crate::flow::FlowSchedule;
 use crate::level::Level;
 use crate::prediction::Prediction;
-use crate::sampler::{Frame, SamplerInfo};
+use crate::sampler::{Frame, Grid, OnFlows, SAMPLERS, SamplerInfo};
 use crate::schedule::{self, ModelSigmas, ScheduleInfo, ScheduleOptions, SearchedLevels};
-use crate::spacing::Curve;
+use crate::spacing::{Curve, Multistep};
 
 /// The noise levels of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,7 +41,7 @@ pub enum Sigmas<'a> {
     Exponential,
     /// Quantiles of a Beta distribution, as the sampler's diffusers class lays it if it has one.
     Beta,
-    /// These, noise over signal, falling; one more than there are steps.
+    /// These, falling; one more than there are steps. Noise over signal, or for a flow its share of noise.
     Given(&'a [f64]),
 }
 
@@ -55,6 +56,10 @@ pub struct Plan {
     pub config: SchedulerConfig,
     /// The network's noise schedule.
     pub schedule: NoiseSchedule,
+    /// The flow, if the network was trained on one.
+    pub flow: Option<FlowSchedule>,
+    /// How the latents of the run are scaled.
+    pub frame: Frame,
     /// The initial latent is standard normal noise times this.
     pub init_noise_sigma: f64,
     /// The steps, from noise to picture.
@@ -81,7 +86,7 @@ impl Plan {
         steps: usize,
         sigmas: Sigmas<'_>,
     ) -> Result<Self, Error> {
-        (info.check)(info, config)?;
+        let flow = flow_of(info, config)?;
         let schedule = info.noise_schedule(config)?;
         let most = info.most_steps(config, schedule.len());
         if steps == 0 || steps > most {
@@ -101,8 +106,11 @@ impl Plan {
             info,
             config,
             schedule: &schedule,
+            flow,
+            frame: frame_on(info, flow),
             n: steps,
         };
+        let frame = layout.frame;
         let (steps, stride) = match sigmas {
             Sigmas::Config => layout.own(Curve::of(config))?,
             Sigmas::Normal => layout.own(Curve::Training)?,
@@ -121,12 +129,18 @@ impl Plan {
                 hint: "such models predict v; set prediction_type to v_prediction",
             });
         }
-        let init_noise_sigma = init_noise_sigma(info, config, &steps);
+        let init_noise_sigma = match flow {
+            // Pure noise in the flow's own form, whatever form the run has.
+            Some(_) => steps.first().map_or(1.0, |s| s.from.alpha + s.from.sigma),
+            None => init_noise_sigma(info, config, &steps),
+        };
         Ok(Self {
             info,
             prediction,
             config: config.clone(),
             schedule,
+            flow,
+            frame,
             init_noise_sigma,
             full_len: steps.len(),
             steps,
@@ -158,11 +172,18 @@ impl Plan {
                 Self::new(info, config, steps, sigmas)
             }
             _ => {
-                let noise_schedule = info.noise_schedule(config)?;
-                let model = ModelSigmas {
-                    searched,
-                    ..ModelSigmas::from(&noise_schedule)
+                let (noise_schedule, table);
+                let model = match flow_of(info, config)? {
+                    Some(flow) => {
+                        table = flow.table();
+                        ModelSigmas::of_flow(&table, flow)
+                    }
+                    None => {
+                        noise_schedule = info.noise_schedule(config)?;
+                        ModelSigmas::from(&noise_schedule)
+                    }
                 };
+                let model = ModelSigmas { searched, ..model };
                 let sigmas = schedule.sigmas(&model, steps, options)?;
                 Self::new(info, config, steps, Sigmas::Given(&sigmas))
             }
@@ -232,11 +253,71 @@ impl Plan {
         self.steps.last().is_some_and(|step| step.to.is_clean())
     }
 
-    /// The level with this noise over signal, in the sampler's own form, the time interpolated.
+    /// The level with this noise over signal, in the run's own form, the time interpolated. For a run in a flow's own
+    /// form, that with this share of noise.
     pub fn level_at(&self, sigma: f64) -> Level {
-        self.info
-            .frame
-            .level(sigma, self.schedule.sigma_to_timestep(sigma))
+        level_at(self.frame, self.flow, &self.schedule, sigma)
+    }
+
+    /// The smallest sigma of training, as [`level_at`](Self::level_at) takes it.
+    pub fn sigma_min(&self) -> f64 {
+        match self.flow {
+            Some(flow) if self.frame == Frame::Straight => flow.sigma(1.0 / flow.train() as f64),
+            _ => self.schedule.sigma_min(),
+        }
+    }
+}
+
+/// See [`Plan::level_at`].
+fn level_at(
+    frame: Frame,
+    flow: Option<FlowSchedule>,
+    schedule: &NoiseSchedule,
+    sigma: f64,
+) -> Level {
+    match flow {
+        Some(flow) if frame == Frame::Straight => Level::straight(sigma, flow.timestep(sigma)),
+        Some(flow) => frame.level(sigma, flow.timestep(sigma / (1.0 + sigma))),
+        None => frame.level(sigma, schedule.sigma_to_timestep(sigma)),
+    }
+}
+
+/// The flow of a configuration, once it is sure that the sampler can follow it.
+fn flow_of(
+    info: &'static SamplerInfo,
+    config: &SchedulerConfig,
+) -> Result<Option<FlowSchedule>, Error> {
+    if !config.is_flow() {
+        (info.check)(info, config)?;
+        return Ok(None);
+    }
+    if let OnFlows::Unfit(why) = info.flows {
+        let fitting = SAMPLERS
+            .iter()
+            .filter(|row| !matches!(row.flows, OnFlows::Unfit(_)));
+        return Err(Error::NotForFlows {
+            sampler: info.name,
+            why,
+            fitting: fitting.map(|row| row.name).collect::<Vec<_>>().join(", "),
+        });
+    }
+    // What a class refuses otherwise it refuses here too.
+    let plain = SchedulerConfig {
+        use_flow_sigmas: None,
+        ..config.clone()
+    };
+    if info.grid != Grid::Lcm {
+        (info.check)(info, &plain)?;
+    }
+    FlowSchedule::from_config(config).map(Some)
+}
+
+/// The form of a sampler's latents.
+fn frame_on(info: &SamplerInfo, flow: Option<FlowSchedule>) -> Frame {
+    match (flow, info.flows) {
+        (None, _) => info.frame,
+        (Some(_), OnFlows::Exploding) => Frame::Exploding,
+        (Some(_), _) => Frame::Straight,
     }
 }
 
@@ -245,6 +326,8 @@ pub(crate) struct Layout<'a> {
     pub info: &'static SamplerInfo,
     pub config: &'a SchedulerConfig,
     pub schedule: &'a NoiseSchedule,
+    pub flow: Option<FlowSchedule>,
+    pub frame: Frame,
     pub n: usize,
 }
 
@@ -257,7 +340,10 @@ impl Layout<'_> {
         } else {
             Curve::Training
         };
-        let (steps, stride) = self.info.lay(self, curve);
+        let (steps, stride) = match self.flow {
+            Some(flow) => (self.own_flow(flow, curve), 0),
+            None => self.info.lay(self, curve),
+        };
         let ratios = steps.iter().map(|step| step.from.ratio());
         let falls = ratios.clone().zip(ratios.skip(1)).all(|(a, b)| b <= a);
         let is_number = |level: Level| level.alpha.is_finite() && level.sigma.is_finite();
@@ -271,13 +357,56 @@ impl Layout<'_> {
         })
     }
 
+    /// The steps of a flow as the sampler's diffusers class lays them.
+    fn own_flow(&self, flow: FlowSchedule, curve: Curve) -> Vec<Step> {
+        let grid = match self.info.grid {
+            // The curves of the multistep solvers' classes are those of betas.
+            Grid::Multistep(kind) if curve == Curve::Training => {
+                flow.multistep_grid(kind == Multistep::UniPc, self.n)
+            }
+            _ => flow.grid(self.config, curve, self.n),
+        };
+        self.flow_steps(flow, &grid.sigmas, &grid.timesteps)
+    }
+
+    /// Steps between consecutive shares of noise.
+    fn flow_steps(&self, flow: FlowSchedule, sigmas: &[f64], times: &[f64]) -> Vec<Step> {
+        let level = |i: usize| {
+            let share = match self.info.flows {
+                OnFlows::Straight | OnFlows::Unfit(_) => sigmas[i],
+                OnFlows::LogSnr | OnFlows::Exploding => flow.with_some_signal(sigmas[i]),
+            };
+            let time = match times.get(i) {
+                Some(time) if share == sigmas[i] => *time,
+                _ => flow.timestep(share),
+            };
+            match self.frame {
+                Frame::Exploding => Level::exploding(share / (1.0 - share), time),
+                _ => Level::straight(share, time),
+            }
+        };
+        (0..self.n)
+            .map(|i| Step {
+                from: level(i),
+                to: level(i + 1),
+            })
+            .collect()
+    }
+
     /// Steps on a curve that was asked for by name: laid by the sampler's class if it can, else as
     /// k-diffusion does, over all of the training sigmas.
     fn curve(&self, curve: Curve, name: &str) -> Result<(Vec<Step>, usize), Error> {
         if self.info.has_curves() {
             return self.own(curve);
         }
-        let model = ModelSigmas::from(self.schedule);
+        let table;
+        let model = match self.flow {
+            Some(flow) => {
+                table = flow.table();
+                ModelSigmas::of_flow(&table, flow)
+            }
+            None => ModelSigmas::from(self.schedule),
+        };
         let sigmas = schedule::find(name)?.sigmas(&model, self.n, &ScheduleOptions::default())?;
         Ok((self.given(&sigmas)?, 0))
     }
@@ -298,6 +427,16 @@ impl Layout<'_> {
                 sigmas[i],
                 i + 1
             ));
+        }
+        if let Some(flow) = self.flow {
+            if sigmas[0] > 1.0 {
+                return bad(format!(
+                    "sigma {} at 0 for a flow, which goes to 1",
+                    sigmas[0]
+                ));
+            }
+            let times: Vec<f64> = sigmas.iter().map(|&s| flow.timestep(s)).collect();
+            return Ok(self.flow_steps(flow, sigmas, &times));
         }
         let times: Vec<f64> = sigmas[..self.n]
             .iter()

@@ -6,7 +6,7 @@ use crate::level::Level;
 
 /// What a network was trained to predict from `x = alpha · x0 + sigma · noise`.
 ///
-/// New kinds (a flow's velocity) are further variants; nothing outside of this file matches on them.
+/// New kinds are further variants; nothing outside of this file matches on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Prediction {
@@ -20,15 +20,22 @@ pub enum Prediction {
     /// The clean latent itself.
     #[serde(rename = "sample", alias = "original_sample")]
     Sample,
+    /// The velocity `noise - x0` of a straight flow.
+    #[serde(rename = "flow_prediction", alias = "flow", alias = "flow_matching")]
+    Flow,
 }
 
 impl Prediction {
     /// The network's input for a latent at a level.
     ///
-    /// Networks of this kind see latents of unit variance, `x / sqrt(alpha² + sigma²)`. That is the
-    /// latent itself in variance-preserving form, and `x / sqrt(sigma² + 1)` in variance-exploding form.
+    /// Networks see latents of unit variance, `x / sqrt(alpha² + sigma²)`: the latent itself in variance-preserving
+    /// form, and `x / sqrt(sigma² + 1)` in variance-exploding form. Those of a flow see `x / (alpha + sigma)`, the
+    /// latent itself in the flow's own form.
     pub fn network_input(self, x: &[f32], level: Level) -> Vec<f32> {
-        let norm = (level.alpha * level.alpha + level.sigma * level.sigma).sqrt();
+        let norm = match self {
+            Self::Flow => level.alpha + level.sigma,
+            _ => (level.alpha * level.alpha + level.sigma * level.sigma).sqrt(),
+        };
         // A preserving level is 1 up to rounding; leave the bits alone there, as the reference does.
         if (norm - 1.0).abs() < 1e-12 {
             return x.to_vec();
@@ -54,6 +61,7 @@ impl Prediction {
         match self {
             Self::Epsilon => noise.to_vec(),
             Self::Sample => clean.to_vec(),
+            Self::Flow => crate::math::combine([(1.0, noise), (-1.0, clean)]),
             Self::V => {
                 let norm = level.alpha.hypot(level.sigma);
                 crate::math::combine([(level.alpha / norm, noise), (-level.sigma / norm, clean)])
@@ -84,6 +92,7 @@ impl Prediction {
                 (alpha / variance, -sigma / variance.sqrt())
             }
             Self::Sample => (0.0, 1.0),
+            Self::Flow => (1.0 / (alpha + sigma), -sigma / (alpha + sigma)),
         }
     }
 }
@@ -99,6 +108,7 @@ mod tests {
             Level::preserving(0.3, 500.0),
             Level::exploding(3.0, 500.0),
             Level::preserving(0.9991, 1.0),
+            Level::straight(0.6, 600.0),
         ];
         for level in levels {
             let x = level.add_noise(&clean, &noise);
@@ -113,6 +123,10 @@ mod tests {
                 (Prediction::Epsilon, noise.to_vec()),
                 (Prediction::V, v),
                 (Prediction::Sample, clean.to_vec()),
+                (
+                    Prediction::Flow,
+                    (0..3).map(|i| noise[i] - clean[i]).collect(),
+                ),
             ];
             for (prediction, output) in outputs {
                 let found = prediction.denoised(&output, &x, level);

@@ -43,7 +43,7 @@ impl Curve {
     }
 
     /// `n` sigmas from `max` down to `min`.
-    fn sigmas(self, min: f64, max: f64, n: usize) -> Vec<f64> {
+    pub fn sigmas(self, min: f64, max: f64, n: usize) -> Vec<f64> {
         const RHO: f64 = 7.0;
         match self {
             Self::Training | Self::Karras => {
@@ -289,6 +289,6 @@ fn curve_ends(config: &SchedulerConfig, max: f64, min: f64) -> (f64, f64) {
 }
 
 /// Rounds to f32, the type of the reference's sigmas and times.
-fn single(value: f64) -> f64 {
+pub(crate) fn single(value: f64) -> f64 {
     f64::from(value as f32)
 }

@@ -584,8 +584,9 @@ fn a_folders_scheduler_class_names_its_sampler() {
     assert_eq!(of(sde), Some("dpmpp_2m_sde"));
     assert_eq!(
         of(r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#),
-        None
+        Some("euler")
     );
+    assert_eq!(of(r#"{"_class_name": "SASolverScheduler"}"#), None);
     assert_eq!(of("{}"), None);
 }
 

@@ -17,6 +17,7 @@ mod preview;
 mod request;
 mod schedule;
 mod text;
+mod transformer;
 
 pub use any::Model;
 pub use aquatint_diffusion as diffusion;
@@ -29,7 +30,7 @@ pub use pipeline::{Run, RunOptions, StageSeconds, generate};
 pub use pixels::{estimate_pixels, generate_pixels};
 pub use plan::{Estimate, estimate};
 pub use preview::PreviewMaker;
-pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, Tiling};
+pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, SkipLayers, Tiling};
 pub use schedule::{find_rng, find_sampler, find_schedule, layout};
 
 /// Compiles the README's example.

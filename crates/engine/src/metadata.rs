@@ -9,7 +9,7 @@
 //! The last line holds `key: value` pairs; values with a comma or a colon are JSON strings. What
 //! AUTOMATIC1111 has no key for gets a key of ours, so that a run can be repeated to the bit.
 
-use crate::request::{PromptSyntax, Request, Tiling};
+use crate::request::{PromptSyntax, Request, SkipLayers, Tiling};
 
 const NEGATIVE: &str = "Negative prompt: ";
 
@@ -56,12 +56,13 @@ pub const PARTS: &[&str] = &[
     "Variant",
     "Prediction",
     "Quick decode path",
+    "T5 path",
     "LoRA path",
     "Lora hashes",
 ];
 
 /// Key of a low-rank addition among [`PARTS`]; its value is `path:weight`.
-const LORA: &str = PARTS[7];
+const LORA: &str = PARTS[8];
 
 /// Keys for prompts that would read as something else where AUTOMATIC1111 puts them, such as one with
 /// a line that begins with `Negative prompt:`.
@@ -145,6 +146,12 @@ impl Parameters {
         }
         if let Some((low, high)) = r.guidance_interval {
             pairs.push(("CFG interval", format!("{low} to {high}")));
+        }
+        if let Some(skip) = &r.skip_layers {
+            let layers: Vec<String> = skip.layers.iter().map(ToString::to_string).collect();
+            let (scale, start, stop) = (skip.scale, skip.start, skip.stop);
+            let text = format!("{} x {scale} from {start} to {stop}", layers.join(" "));
+            pairs.push(("Skip layers", text));
         }
         pairs.push(("RNG", rng_label(&r.rng).to_owned()));
         if r.batch > 1 {
@@ -237,6 +244,7 @@ impl Parameters {
             guidance: number(get("CFG scale").ok_or("found no CFG scale")?, "CFG scale")?,
             guidance_rescale: number(get("CFG rescale phi").unwrap_or("0"), "rescale")?,
             guidance_interval: interval(get("CFG interval"))?,
+            skip_layers: skip_layers(get("Skip layers"))?,
             sampler: unlabel(LABELS, sampler),
             schedule: schedule.map(|s| unlabel(SCHEDULE_LABELS, s)),
             seed: seed.wrapping_sub(batch_index.into()),
@@ -341,6 +349,23 @@ fn interval(text: Option<&str>) -> Result<Option<(f64, f64)>, String> {
     )))
 }
 
+fn skip_layers(text: Option<&str>) -> Result<Option<SkipLayers>, String> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let wrong = || format!("found skip layers {text:?}, expected \"7 8 9 x 2.8 from 0.01 to 0.2\"");
+    let (layers, rest) = text.split_once(" x ").ok_or_else(wrong)?;
+    let (scale, rest) = rest.split_once(" from ").ok_or_else(wrong)?;
+    let (start, stop) = rest.split_once(" to ").ok_or_else(wrong)?;
+    let layers = layers.split_whitespace().map(|n| number(n, "skip layer"));
+    Ok(Some(SkipLayers {
+        layers: layers.collect::<Result<_, _>>()?,
+        scale: number(scale, "skip layers")?,
+        start: number(start, "skip layers")?,
+        stop: number(stop, "skip layers")?,
+    }))
+}
+
 fn split_negative(head: &str) -> (String, Option<String>) {
     if let Some(negative) = head.strip_prefix(NEGATIVE) {
         return (String::new(), Some(negative.to_owned()));
@@ -391,6 +416,7 @@ mod tests {
                 guidance: 7.5,
                 guidance_rescale: 0.7,
                 guidance_interval: Some((0.5, 10.0)),
+                skip_layers: Some(SkipLayers::new(vec![7, 8, 9])),
                 sampler: "dpmpp_2m".into(),
                 schedule: Some("karras".into()),
                 seed: u64::MAX - 1,

@@ -2,14 +2,108 @@
 //! channels-last tensors on the other.
 
 use aquatint_diffusion::{BoxError, Branches, Network, Outputs};
-use aquatint_models::Checkpoint;
 use aquatint_models::text::Encoded;
 use aquatint_models::unet::{AddedConditioning, Conditioning, UNet2DCondition};
+use aquatint_models::{Checkpoint, NetworkConfig};
 use aquatint_ops::{Device, Tensor};
 use burn::tensor::{DType, TensorData};
 
 use crate::EngineError;
 use crate::request::Request;
+use crate::transformer::TransformerNetwork;
+
+/// The network of any family with the conditioning of a run.
+#[derive(Debug)]
+// There is one a run.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum AnyNetwork {
+    UNet(UNetNetwork),
+    Transformer(TransformerNetwork),
+}
+
+impl AnyNetwork {
+    pub(crate) fn load(
+        encoded: &Encoded,
+        request: &Request,
+        model: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self, EngineError> {
+        Ok(match &model.network.config {
+            NetworkConfig::UNet(_) => {
+                let unet = model.load_unet(device)?;
+                AnyNetwork::UNet(UNetNetwork::new(unet, encoded, request, model, device)?)
+            }
+            NetworkConfig::Mmdit(_) | NetworkConfig::Flux(_) => {
+                AnyNetwork::Transformer(TransformerNetwork::load(encoded, request, model, device)?)
+            }
+        })
+    }
+
+    /// Batch, channels, height, width of the latents.
+    pub(crate) fn latent_shape(&self) -> [usize; 4] {
+        match self {
+            AnyNetwork::UNet(unet) => unet.shape,
+            AnyNetwork::Transformer(transformer) => transformer.latent_shape(),
+        }
+    }
+}
+
+impl Network for AnyNetwork {
+    fn run(
+        &mut self,
+        input: &[f32],
+        timestep: f64,
+        branches: Branches,
+    ) -> Result<Outputs, BoxError> {
+        match self {
+            AnyNetwork::UNet(unet) => unet.run(input, timestep, branches),
+            AnyNetwork::Transformer(transformer) => transformer.run(input, timestep, branches),
+        }
+    }
+
+    fn run_skipping(&mut self, input: &[f32], timestep: f64) -> Result<Vec<f32>, BoxError> {
+        match self {
+            AnyNetwork::UNet(unet) => unet.run_skipping(input, timestep),
+            AnyNetwork::Transformer(transformer) => transformer.run_skipping(input, timestep),
+        }
+    }
+}
+
+/// Batch, channels, height and width of a request's latents.
+///
+/// # Errors
+/// A side that the model cannot make.
+pub(crate) fn latent_shape(
+    model: &Checkpoint,
+    request: &Request,
+) -> Result<[usize; 4], EngineError> {
+    let config = &model.network.config;
+    let factor = model.vae.config.factor();
+    let grain = factor * config.patch_size();
+    let sides = [request.height as usize, request.width as usize];
+    if let Some(side) = sides.iter().find(|s| !s.is_multiple_of(grain)) {
+        return Err(EngineError::Usage {
+            message: format!(
+                "found a side of {side}, expected a multiple of {grain} for this model"
+            ),
+            hint: format!("try {}", side.next_multiple_of(grain)),
+        });
+    }
+    if let Some(longest) = config.longest_side().map(|n| n * factor)
+        && let Some(side) = sides.iter().find(|s| **s > longest)
+    {
+        return Err(EngineError::Usage {
+            message: format!("found a side of {side}, expected at most {longest} for this model"),
+            hint: "take a smaller picture".into(),
+        });
+    }
+    Ok([
+        request.batch as usize,
+        config.out_channels(),
+        sides[0] / factor,
+        sides[1] / factor,
+    ])
+}
 
 /// A UNet with the conditioning of a run.
 #[derive(Debug)]
@@ -31,23 +125,9 @@ impl UNetNetwork {
         model: &Checkpoint,
         device: &Device,
     ) -> Result<Self, EngineError> {
-        let batch = request.batch as usize;
-        let factor = model.vae.config.factor();
+        let config = model.network.config.unet()?;
+        let shape = latent_shape(model, request)?;
         let sides = [request.height as usize, request.width as usize];
-        if let Some(side) = sides.iter().find(|s| !s.is_multiple_of(factor)) {
-            return Err(EngineError::Usage {
-                message: format!(
-                    "found a side of {side}, expected a multiple of {factor} for this model"
-                ),
-                hint: format!("try {}", side.next_multiple_of(factor)),
-            });
-        }
-        let shape = [
-            batch,
-            model.unet.config.out_channels,
-            sides[0] / factor,
-            sides[1] / factor,
-        ];
         let text = |one: &aquatint_models::text::Conditioning| {
             let added = one.pooled.clone();
             (one.embeddings.clone(), added)
@@ -64,13 +144,13 @@ impl UNetNetwork {
         let build = |context: Tensor<3>, pooled: Option<Tensor<2>>| {
             let entries = context.dims()[0];
             let mut conditioning = Conditioning::new(context);
-            if let (Some(text_embeds), true) = (pooled, model.unet.config.added.is_some()) {
+            if let (Some(text_embeds), true) = (pooled, config.added.is_some()) {
                 conditioning = conditioning.with_added(AddedConditioning {
                     text_embeds,
                     time_ids: vec![sizes.clone(); entries],
                 });
             }
-            if model.unet.config.time_cond_dim.is_some() {
+            if config.time_cond_dim.is_some() {
                 conditioning = conditioning.with_guidance_scale(request.guidance - 1.0);
             }
             unet.prepare(conditioning)
@@ -95,11 +175,6 @@ impl UNetNetwork {
             shape,
             device: device.clone(),
         })
-    }
-
-    /// Batch, channels, height, width of the latents.
-    pub(crate) fn latent_shape(&self) -> [usize; 4] {
-        self.shape
     }
 }
 

@@ -4,14 +4,14 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use aquatint_diffusion::{GuidedDenoiser, Network, Plan, SamplerOptions, sample};
+use aquatint_diffusion::{Guidance, GuidedDenoiser, Network, Plan, SamplerOptions, sample};
 use aquatint_models::Checkpoint;
 use aquatint_ops::{Device, buffer};
 use serde::Serialize;
 
 use crate::decode::Decoder;
 use crate::events::{Event, Latents, Observer, Stage};
-use crate::network::UNetNetwork;
+use crate::network::AnyNetwork;
 use crate::noise::BatchNoise;
 use crate::picture::Picture;
 use crate::request::Request;
@@ -72,17 +72,18 @@ pub fn generate(
     observer: &mut Observer<'_>,
 ) -> Result<Run, EngineError> {
     request.check()?;
+    crate::plan::check_skip_layers(model, request)?;
     let plan = layout(model, request)?;
     let mut stages = Stages::new(observer);
 
     let conditioner = stages.run(Stage::Load, || text::load(model, device))?;
     let encoded = stages
-        .run(Stage::TextEncode, || text::encode(&conditioner, request))
+        .run(Stage::TextEncode, || {
+            text::encode(&conditioner, model, request)
+        })
         .map_err(|error| blame_weights(error, model))?;
     drop(conditioner);
-    for part in &model.text {
-        part.encoder.source.release_pages();
-    }
+    text::release(model);
     buffer::release();
     for dropped in &encoded.dropped {
         stages.warn(format!(
@@ -90,7 +91,9 @@ pub fn generate(
         ))?;
     }
 
-    let unet = stages.run(Stage::Load, || Ok(model.load_unet(device)?))?;
+    let network = stages.run(Stage::Load, || {
+        AnyNetwork::load(&encoded, request, model, device)
+    })?;
     // Before the long loop, so that a fault of the autoencoder is not found at its end. Weights are
     // mapped: they take no memory until they are used.
     let decoder = stages.run(Stage::Load, || {
@@ -100,11 +103,12 @@ pub fn generate(
             false => Ok(decoder),
         }
     })?;
-    let network = UNetNetwork::new(unet, &encoded, request, model, device)?;
     let looped = Loop {
         plan: &plan,
         request,
         shape: network.latent_shape(),
+        guidance: crate::schedule::guidance_of(model, request, &plan),
+        keep_uncond: plan.info.needs_uncond && crate::schedule::needs_uncond(model, request)?,
         decode_share: crate::plan::decode_share(model, request, plan.network_calls()),
     };
     let shape = looped.shape;
@@ -112,7 +116,7 @@ pub fn generate(
         .run(&mut stages, network)
         .map_err(|error| blame_weights(error, model))?;
     let latents = LatentBatch { values, shape };
-    model.unet.source.release_pages();
+    model.network.source.release_pages();
     buffer::release();
 
     let pictures = decode(&mut stages, &decoder, &latents, request)
@@ -137,6 +141,10 @@ pub(crate) struct Loop<'a> {
     pub request: &'a Request,
     /// Batch, channels, height, width.
     pub shape: [usize; 4],
+    /// How the network is guided.
+    pub guidance: Guidance,
+    /// Whether the sampler is handed what the network gives without guidance.
+    pub keep_uncond: bool,
     /// The decode's work as a share of the loop's.
     pub decode_share: f64,
 }
@@ -154,9 +162,9 @@ impl Loop<'_> {
         let mut denoiser = GuidedDenoiser {
             network,
             prediction: plan.prediction,
-            guidance: crate::schedule::guidance(request),
+            guidance: self.guidance,
             images: shape[0],
-            keep_uncond: plan.info.needs_uncond,
+            keep_uncond: self.keep_uncond,
         };
         let sampler = SamplerOptions {
             eta: request.eta,

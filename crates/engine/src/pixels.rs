@@ -14,7 +14,7 @@ use crate::network::{from_channels_last, to_channels_last};
 use crate::pipeline::{Loop, Run, Stages};
 use crate::plan::{Estimate, Work};
 use crate::request::Request;
-use crate::schedule::{needs_uncond, plan};
+use crate::schedule::{asks_uncond, classifier_free, plan};
 
 /// Makes the pictures of a request to a model without text.
 ///
@@ -50,6 +50,8 @@ pub fn generate_pixels(
         plan: &plan,
         request,
         shape,
+        guidance: classifier_free(request),
+        keep_uncond: plan.info.needs_uncond,
         decode_share: decode.multiply_adds() as f64
             / step.times(plan.network_calls()).multiply_adds().max(1) as f64,
     };
@@ -123,7 +125,7 @@ pub(crate) fn layout(model: &PixelModel, request: &Request) -> Result<Plan, Engi
 fn costs(model: &PixelModel, request: &Request) -> Result<(Cost, Cost), EngineError> {
     let factor = model.factor();
     let [height, width] = [request.height, request.width].map(|s| s as usize / factor);
-    let branches = match needs_uncond(request)? && model.null_class.is_some() {
+    let branches = match asks_uncond(request)? && model.null_class.is_some() {
         true => 2,
         false => 1,
     };
@@ -151,6 +153,12 @@ fn check(model: &PixelModel, request: &Request) -> Result<(), EngineError> {
             _ => "leave the prompt out, and say what to draw with --class",
         };
         return usage("found a prompt, but the model reads no text".into(), hint);
+    }
+    if request.skip_layers.is_some() {
+        return usage(
+            "found skip-layer guidance, which a model without text has not".into(),
+            "leave --skip-layers out",
+        );
     }
     let step = model.side_step() as u32;
     for (name, side) in [("width", request.width), ("height", request.height)] {
@@ -188,7 +196,7 @@ fn check_class(model: &PixelModel, request: &Request) -> Result<(), EngineError>
             format!("no class is given, expected {}", known()),
             "say which with --class",
         ),
-        _ if needs_uncond(request)? && count > 0 && model.null_class.is_none() => usage(
+        _ if asks_uncond(request)? && count > 0 && model.null_class.is_none() => usage(
             format!(
                 "guidance is {}, but the model was trained with no class that stands for none",
                 request.guidance

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use aquatint_models::Checkpoint;
+use aquatint_models::families::TextUse;
 use aquatint_models::unet::Cost;
+use aquatint_models::{Checkpoint, NetworkConfig};
 use aquatint_ops::fused::{self, Epilogue};
 use aquatint_ops::{Device, Tensor};
 use burn::tensor::DType;
@@ -97,14 +98,38 @@ fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineEr
         .iter()
         .map(|t| t.encoder.config.num_hidden_layers);
     let layers = layers.min().unwrap_or(0);
+    check_skip_layers(model, request)?;
     match request.clip_skip {
-        Some(skip) if skip as usize > layers => Err(EngineError::Usage {
+        Some(skip) if layers > 0 && skip as usize > layers => Err(EngineError::Usage {
             message: format!(
                 "clip skip is {skip}, expected 1 to {layers}, the text encoder's layers"
             ),
             hint: "1 is the last layer, 2 the one before it".into(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// Skip-layer guidance is for networks whose layers can be left out.
+pub(crate) fn check_skip_layers(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
+    let Some(skip) = &request.skip_layers else {
+        return Ok(());
+    };
+    let NetworkConfig::Mmdit(config) = &model.network.config else {
+        return Err(EngineError::Usage {
+            message: format!("{} has no skip-layer guidance", model.family.title),
+            hint: "leave --skip-layers out; it is for Stable Diffusion 3 and 3.5".into(),
+        });
+    };
+    match skip.layers.iter().find(|layer| **layer >= config.layers()) {
+        None => Ok(()),
+        Some(layer) => Err(EngineError::Usage {
+            message: format!(
+                "skip-layer guidance leaves out layer {layer}, expected 0 to {}",
+                config.layers() - 1
+            ),
+            hint: "7, 8 and 9 are usual for Stable Diffusion 3.5 Medium".into(),
+        }),
     }
 }
 
@@ -119,6 +144,7 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
     let plan = layout(model, request)?;
     let calls = plan.network_calls();
     let (step, decode) = costs(model, request)?;
+    let reading = reading(model, request)?;
     let [text, unet, decoder] = model.stage_weight_bytes();
     // Weights that are converted lie in memory beside each other: the decoder is loaded before the loop.
     let kept = match model.vae.source.converts() {
@@ -126,14 +152,15 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
         false => 0,
     };
     let stages = [
-        (text, 0),
+        (text, reading.activation_bytes),
         (unet + kept, step.activation_bytes),
         (decoder, decode.activation_bytes),
     ];
+    let loops = step.times(calls).then(decode.times(request.batch as usize));
     Work {
         stages: &stages,
         calls,
-        total: step.times(calls).then(decode.times(request.batch as usize)),
+        total: reading.then(loops),
     }
     .estimate()
 }
@@ -169,14 +196,25 @@ impl Work<'_> {
     }
 }
 
+/// Cost of reading the prompts. CLIP encoders are small beside T5 and everything else.
+fn reading(model: &Checkpoint, request: &Request) -> Result<Cost, EngineError> {
+    let prompts = if needs_uncond(model, request)? { 2 } else { 1 };
+    let t5 = model.t5.as_ref().map(|part| &part.encoder.config);
+    let one = t5.map(|config| config.cost(model.spec.t5_tokens));
+    Ok(one.unwrap_or_default().times(prompts))
+}
+
 /// Cost of one network call, and of decoding one picture.
 fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineError> {
     let factor = model.vae.config.factor();
     let [height, width] = [request.height, request.width].map(|s| s as usize / factor);
-    let guided = needs_uncond(request)?;
+    let guided = needs_uncond(model, request)?;
     // The images of a batch go through the network one after another.
     let branches = if guided { 2 } else { 1 };
-    let one = model.unet.config.cost(branches, height, width, 77);
+    let one = model
+        .network
+        .config
+        .cost(branches, height, width, text_tokens(model));
     let step = one.times(request.batch as usize);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
         true => model
@@ -186,6 +224,15 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
         false => model.vae.config.decode_cost(1, height, width),
     };
     Ok((step, decode))
+}
+
+/// Tokens of text that the network attends to, of a prompt of one chunk.
+fn text_tokens(model: &Checkpoint) -> usize {
+    match model.spec.text {
+        TextUse::One | TextUse::Two => 77,
+        TextUse::Joint => 77 + model.spec.t5_tokens,
+        TextUse::T5AndPooled => model.spec.t5_tokens,
+    }
 }
 
 /// The decode's work as a share of the denoising loop's.

@@ -2,8 +2,11 @@
 
 use aquatint_diffusion::rng::RNGS;
 use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions, SearchedLevels};
-use aquatint_diffusion::{Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, sampler};
+use aquatint_diffusion::{
+    Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, SkipGuidance, sampler,
+};
 use aquatint_models::Checkpoint;
+use aquatint_models::families::GuidanceUse;
 
 use crate::EngineError;
 use crate::request::Request;
@@ -13,7 +16,11 @@ use crate::request::Request;
 /// # Errors
 /// Names that are not known, with the nearest ones; steps that the sampler cannot do.
 pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError> {
-    plan(&model.spec.scheduler, model.family.searched, request)
+    let config = SchedulerConfig {
+        image_tokens: Some(image_tokens(model, request)),
+        ..model.spec.scheduler.clone()
+    };
+    plan(&config, model.family.searched, request)
 }
 
 /// Lays out a run under a scheduler's configuration.
@@ -53,6 +60,13 @@ fn check_eta(info: &SamplerInfo, request: &Request) -> Result<(), EngineError> {
     })
 }
 
+/// How many tokens a transformer makes of the picture.
+fn image_tokens(model: &Checkpoint, request: &Request) -> usize {
+    let token = model.vae.config.factor() * model.network.config.patch_size();
+    let [rows, columns] = [request.height, request.width].map(|side| side as usize / token.max(1));
+    rows * columns
+}
+
 /// What a plan refuses is the request's doing.
 fn usable(plan: Result<Plan, aquatint_diffusion::Error>) -> Result<Plan, EngineError> {
     plan.map_err(|e| EngineError::Usage {
@@ -61,8 +75,16 @@ fn usable(plan: Result<Plan, aquatint_diffusion::Error>) -> Result<Plan, EngineE
     })
 }
 
-/// The guidance of a request.
-pub(crate) fn guidance(request: &Request) -> Guidance {
+/// The classifier-free guidance of a request.
+pub(crate) fn guidance(model: &Checkpoint, request: &Request) -> Guidance {
+    if model.spec.guidance != GuidanceUse::ClassifierFree {
+        return Guidance::none();
+    }
+    classifier_free(request)
+}
+
+/// The same, of a network that runs with and without what it is told.
+pub(crate) fn classifier_free(request: &Request) -> Guidance {
     let mut guidance = Guidance::new(request.guidance);
     guidance.rescale = request.guidance_rescale;
     if let Some(interval) = request.guidance_interval {
@@ -71,9 +93,32 @@ pub(crate) fn guidance(request: &Request) -> Guidance {
     guidance
 }
 
+/// The guidance of a request's run, which knows the steps that skip-layer guidance counts.
+pub(crate) fn guidance_of(model: &Checkpoint, request: &Request, plan: &Plan) -> Guidance {
+    let mut guidance = guidance(model, request);
+    if let Some(skip) = &request.skip_layers {
+        let n = plan.len() as f64;
+        let acts = |i: &usize| *i as f64 > n * skip.start && (*i as f64) < n * skip.stop;
+        let mut levels = (0..plan.len())
+            .filter(acts)
+            .map(|i| plan.steps[i].from.ratio());
+        guidance.skip = levels.next().map(|highest| SkipGuidance {
+            scale: skip.scale,
+            interval: (levels.next_back().unwrap_or(highest), highest),
+        });
+    }
+    guidance
+}
+
 /// Whether the network runs on the negative prompt at all.
-pub(crate) fn needs_uncond(request: &Request) -> Result<bool, EngineError> {
-    Ok(guidance(request).is_on() || find_sampler(&request.sampler)?.needs_uncond)
+pub(crate) fn needs_uncond(model: &Checkpoint, request: &Request) -> Result<bool, EngineError> {
+    let able = model.spec.guidance == GuidanceUse::ClassifierFree;
+    Ok(able && asks_uncond(request)?)
+}
+
+/// Whether a request asks for the network's output without what it is told.
+pub(crate) fn asks_uncond(request: &Request) -> Result<bool, EngineError> {
+    Ok(classifier_free(request).is_on() || find_sampler(&request.sampler)?.needs_uncond)
 }
 
 /// The sampler of that name or alias.

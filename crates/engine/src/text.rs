@@ -1,32 +1,81 @@
 //! Prompts to embeddings.
 
-use aquatint_models::Checkpoint;
 use aquatint_models::families::TextUse;
 use aquatint_models::text::prompt::Syntax;
-use aquatint_models::text::{ClipSkip, Conditioner, EncodeOptions, Encoded, Negative, TextEncoder};
+use aquatint_models::text::{
+    ClipSkip, Conditioner, EncodeOptions, Encoded, JointConditioner, JointShape, Negative,
+    TextEncoder,
+};
+use aquatint_models::{Checkpoint, NetworkConfig};
 use aquatint_ops::Device;
 
 use crate::EngineError;
 use crate::request::{PromptSyntax, Request};
 
+/// The text side of a model.
+#[derive(Debug)]
+// There is one a run.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum TextSide {
+    /// Of a UNet.
+    Clip(Conditioner),
+    /// Of a transformer.
+    Joint(JointConditioner),
+}
+
 /// Loads the text side of a model.
-pub(crate) fn load(model: &Checkpoint, device: &Device) -> Result<Conditioner, EngineError> {
+pub(crate) fn load(model: &Checkpoint, device: &Device) -> Result<TextSide, EngineError> {
     let mut encoders = model
         .load_text(device)?
         .into_iter()
         .map(|(tokenizer, encoder)| TextEncoder::new(tokenizer, encoder))
         .collect::<Result<Vec<_>, _>>()?;
-    let conditioner = match (model.spec.text, encoders.len()) {
-        (TextUse::One, 1) => Conditioner::stable_diffusion(encoders.remove(0)),
-        _ => Conditioner::sdxl(encoders, model.spec.zeros_without_negative)?,
+    let shape = match (&model.spec.text, &model.network.config) {
+        (TextUse::Joint, NetworkConfig::Mmdit(config)) => JointShape::StableDiffusion3 {
+            context: config.context_dim,
+            pooled: config.pooled_dim,
+        },
+        (TextUse::T5AndPooled, _) => JointShape::Flux,
+        (TextUse::One, _) if encoders.len() == 1 => {
+            let one = Conditioner::stable_diffusion(encoders.remove(0));
+            return Ok(TextSide::Clip(one));
+        }
+        _ => {
+            let zeros = model.spec.zeros_without_negative;
+            return Ok(TextSide::Clip(Conditioner::sdxl(encoders, zeros)?));
+        }
     };
-    Ok(conditioner)
+    let mut clips = [None, None];
+    for (part, encoder) in model.text.iter().zip(encoders) {
+        if let Some(clip) = clips.get_mut(part.slot) {
+            *clip = Some(encoder);
+        }
+    }
+    let t5 = model.load_t5(device)?;
+    let tokens = model.spec.t5_tokens;
+    Ok(TextSide::Joint(JointConditioner::new(
+        clips, t5, shape, tokens, device,
+    )))
+}
+
+/// Lets go of the encoders' pages, when their work is done.
+pub(crate) fn release(model: &Checkpoint) {
+    for part in &model.text {
+        part.encoder.source.release_pages();
+    }
+    if let Some(part) = &model.t5 {
+        part.encoder.source.release_pages();
+    }
 }
 
 /// Encodes a request's prompts. The negative one is needed only where guidance acts.
-pub(crate) fn encode(conditioner: &Conditioner, request: &Request) -> Result<Encoded, EngineError> {
+pub(crate) fn encode(
+    side: &TextSide,
+    model: &Checkpoint,
+    request: &Request,
+) -> Result<Encoded, EngineError> {
     let negative = match &request.negative {
-        _ if !crate::schedule::needs_uncond(request)? => Negative::Unused,
+        _ if !crate::schedule::needs_uncond(model, request)? => Negative::Unused,
         Some(text) => Negative::Text(text),
         None => Negative::Absent,
     };
@@ -40,7 +89,10 @@ pub(crate) fn encode(conditioner: &Conditioner, request: &Request) -> Result<Enc
             .map(|n| ClipSkip::new(n as usize))
             .transpose()?,
     };
-    let encoded = conditioner.encode(&request.prompt, negative, options)?;
+    let encoded = match side {
+        TextSide::Clip(clip) => clip.encode(&request.prompt, negative, options)?,
+        TextSide::Joint(joint) => joint.encode(&request.prompt, negative, options)?,
+    };
     check(&encoded)?;
     Ok(encoded)
 }

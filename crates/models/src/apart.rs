@@ -11,6 +11,7 @@ use crate::folder::Folder;
 use crate::infer::{self, Shapes};
 use crate::keys;
 use crate::open::{TEXT_STEMS, UNET_STEMS, read_config};
+use crate::t5::T5Config;
 use crate::text::ClipTextConfig;
 use crate::vae::VaeConfig;
 
@@ -67,6 +68,34 @@ pub(crate) fn other_text(
             let drop_last = bases.len() == 1 && infer::is_open_clip(&layout);
             infer::text(&Shapes::new(&set, &layout), base, drop_last)?
         }
+    };
+    Ok(part(config, set, layout, options))
+}
+
+/// T5 given apart.
+pub(crate) fn other_t5(
+    path: &Path,
+    family: &'static Family,
+    options: &OpenOptions,
+) -> Result<Part<T5Config>, ModelError> {
+    let (set, folder) = ["text_encoder_3", "text_encoder_2"]
+        .into_iter()
+        .find(|part| path.join(part).is_dir())
+        .map_or_else(
+            || other(path, "text_encoder", TEXT_STEMS, options),
+            |part| other(path, part, TEXT_STEMS, options),
+        )?;
+    let layout = keys::find_t5(&keys::names(&set)).ok_or_else(|| ModelError::NotThePart {
+        path: path.to_owned(),
+        expected: "a T5 text encoder",
+        found: recognise(&set)
+            .unwrap_or("tensors of no known model")
+            .to_owned(),
+    })?;
+    let base = family.t5.map_or_else(T5Config::xxl, |t5| t5());
+    let config = match folder {
+        Some(f) => read_config(&f, "", T5Config::from_json)?,
+        None => infer::t5(&Shapes::new(&set, &layout), base)?,
     };
     Ok(part(config, set, layout, options))
 }

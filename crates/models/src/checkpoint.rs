@@ -8,11 +8,16 @@ use aquatint_weights::{LoadReport, WeightSet};
 
 use crate::ModelError;
 use crate::families::{self, Facts, Family, Spec};
+use crate::flux::{Flux, FluxConfig};
 use crate::folder::{EmbeddedFiles, Folder};
 use crate::keys::{self, Layout};
 use crate::lora::{self, Adapted, Added, Additions, Lora};
+use crate::mmdit::{Mmdit, MmditConfig};
+use crate::network::NetworkConfig;
 use crate::open;
+use crate::open_transformer;
 use crate::source::CheckpointSource;
+use crate::t5::{T5Config, T5Encoder, T5Tokenizer};
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
 use crate::unet::{UNet2DCondition, UNetConfig};
 use crate::vae::{AutoencoderKl, AutoencoderTiny, TinyConfig, VaeConfig};
@@ -40,6 +45,8 @@ pub struct OpenOptions {
     pub vae: Option<PathBuf>,
     /// Text encoders to take instead of the model's own, in order.
     pub text_encoders: Vec<PathBuf>,
+    /// T5 to take instead of the model's own.
+    pub t5: Option<PathBuf>,
     /// Folders of tokenizers to take instead of the model's own, in order.
     pub tokenizers: Vec<PathBuf>,
     /// A diffusers folder whose configurations describe a single file.
@@ -71,11 +78,31 @@ impl<C> Part<C> {
             additions: &self.additions,
         }
     }
+
+    /// The same tensors under another configuration.
+    pub(crate) fn map<D>(self, config: impl FnOnce(C) -> D) -> Part<D> {
+        Part {
+            config: config(self.config),
+            source: self.source,
+            additions: self.additions,
+        }
+    }
+}
+
+/// T5 and its tokenizer's place.
+#[derive(Debug)]
+pub struct T5Part {
+    /// The encoder.
+    pub encoder: Part<T5Config>,
+    /// Where the tokenizer is.
+    pub(crate) tokenizer: open_transformer::T5Place,
 }
 
 /// A text encoder and its tokenizer's place.
 #[derive(Debug)]
 pub struct TextPart {
+    /// Which of the family's encoders it is, from 0: some may be left out.
+    pub slot: usize,
     /// The encoder.
     pub encoder: Part<ClipTextConfig>,
     /// Where the tokenizer is.
@@ -95,8 +122,10 @@ pub struct Checkpoint {
     pub spec: Spec,
     /// The text encoders.
     pub text: Vec<TextPart>,
-    /// The UNet.
-    pub unet: Part<UNetConfig>,
+    /// T5, where the family has it and the model brings it along.
+    pub t5: Option<T5Part>,
+    /// The network that denoises.
+    pub network: Part<NetworkConfig>,
     /// The autoencoder.
     pub vae: Part<VaeConfig>,
     /// What was added to it.
@@ -159,14 +188,51 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Loads the UNet.
+    /// Loads T5 and its tokenizer, where the model has them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_text`].
+    pub fn load_t5(&self, device: &Device) -> Result<Option<(T5Tokenizer, T5Encoder)>, ModelError> {
+        let Some(part) = &self.t5 else {
+            return Ok(None);
+        };
+        let tokenizer = part.tokenizer.load()?;
+        let config = &part.encoder.config;
+        if tokenizer.vocabulary() > config.vocab_size {
+            return Err(ModelError::Tokenizer(format!(
+                "found {} tokens, expected at most the {} that the T5 text encoder knows",
+                tokenizer.vocabulary(),
+                config.vocab_size
+            )));
+        }
+        let params = Params::new(&part.encoder.source, device);
+        Ok(Some((tokenizer, T5Encoder::load(&params, config)?)))
+    }
+
+    /// Loads the transformer of Stable Diffusion 3.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
+    pub fn load_mmdit(&self, config: &MmditConfig, device: &Device) -> Result<Mmdit, ModelError> {
+        Mmdit::load(&Params::new(&self.network.source, device), config)
+    }
+
+    /// Loads the transformer of FLUX.1.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn load_flux(&self, config: &FluxConfig, device: &Device) -> Result<Flux, ModelError> {
+        Flux::load(&Params::new(&self.network.source, device), config)
+    }
+
+    /// Loads the UNet.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, or another network than a UNet.
     pub fn load_unet(&self, device: &Device) -> Result<UNet2DCondition, ModelError> {
-        let source = self.unet.adapted();
+        let source = self.network.adapted();
         let params = Params::new(&source, device);
-        UNet2DCondition::load(&params, &self.unet.config)
+        UNet2DCondition::load(&params, self.network.config.unet()?)
     }
 
     /// Loads the autoencoder.
@@ -180,18 +246,21 @@ impl Checkpoint {
 
     /// Each part's name and source.
     pub fn sources(&self) -> Vec<(String, &CheckpointSource)> {
-        let text = self.text.iter().enumerate().map(|(i, part)| {
-            let name = match i {
+        let text = self.text.iter().map(|part| {
+            let name = match part.slot {
                 0 => "text encoder".to_owned(),
                 i => format!("text encoder {}", i + 1),
             };
             (name, &part.encoder.source)
         });
-        text.chain([
-            ("UNet".to_owned(), &self.unet.source),
-            ("autoencoder".to_owned(), &self.vae.source),
-        ])
-        .collect()
+        let t5 = self.t5.iter();
+        let t5 = t5.map(|part| ("T5 text encoder".to_owned(), &part.encoder.source));
+        text.chain(t5)
+            .chain([
+                (self.network.config.title().to_owned(), &self.network.source),
+                ("autoencoder".to_owned(), &self.vae.source),
+            ])
+            .collect()
     }
 
     /// What was taken of each part so far, and what was not.
@@ -216,10 +285,11 @@ impl Checkpoint {
             } = &part.encoder;
             source.bytes() + additions.bytes()
         });
+        let text = text.chain(self.t5.iter().map(|part| part.encoder.source.bytes()));
         // A decode does not touch the pages of the encoder.
         let decoder = self.vae.source.bytes_of(|name| !name.contains("encoder."));
-        let unet = self.unet.source.bytes() + self.unet.additions.bytes();
-        [text.sum(), unet, decoder]
+        let network = self.network.source.bytes() + self.network.additions.bytes();
+        [text.sum(), network, decoder]
     }
 
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
@@ -239,7 +309,7 @@ impl Checkpoint {
     /// Side of the default picture in pixels, where the folder recommends no other.
     pub fn default_size(&self) -> u32 {
         let factor = self.vae.config.factor();
-        match self.unet.config.sample_size {
+        match self.network.config.sample_size() {
             Some([h, w]) if h == w => {
                 let side = (h * factor) as u32;
                 if (64..=4096).contains(&side) && side.is_multiple_of(8) {
@@ -329,6 +399,9 @@ pub fn recognise(set: &WeightSet) -> Option<&'static str> {
     if keys::find_taesd(&names).is_some() {
         return Some("a tiny autoencoder");
     }
+    if keys::find_t5(&names).is_some() {
+        return Some("a T5 text encoder");
+    }
     if keys::find_text(&names, 0).is_some() || keys::find_text(&names, 1).is_some() {
         return Some("a text encoder");
     }
@@ -355,6 +428,7 @@ pub(crate) fn facts(
         sample_size: unet.sample_size.map(|[h, _]| h),
         scheduler,
         name: crate::folder::name_of(path).to_lowercase(),
+        transformer: None,
         prediction_marker: None,
     }
 }

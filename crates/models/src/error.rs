@@ -156,7 +156,7 @@ impl ModelError {
             }
             ModelError::Missing { .. } => "the file is incomplete; get another copy",
             ModelError::Tokenizer(_) => {
-                "give the folder of the tokenizer that the text encoder was trained with, with --tokenizer PATH"
+                "give the folder of the tokenizer that the text encoder was trained with, with --tokenizer PATH (T5's after those of the CLIP encoders)"
             }
             ModelError::Ops(_) | ModelError::Prompt(_) | ModelError::Input { .. } => return None,
         };

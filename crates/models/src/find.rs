@@ -16,7 +16,11 @@ pub fn find_models(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 }
 
 fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), ModelError> {
-    if folder.join("model_index.json").is_file() || folder.join("unet/config.json").is_file() {
+    if folder.join("model_index.json").is_file()
+        || ["unet", "transformer"]
+            .iter()
+            .any(|part| folder.join(part).join("config.json").is_file())
+    {
         found.push(folder.to_owned());
         return Ok(());
     }

@@ -50,6 +50,27 @@ impl Folder {
         }
     }
 
+    /// The bytes of a file, or `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn bytes(&self, file: &str) -> Result<Option<Vec<u8>>, ModelError> {
+        match self {
+            Folder::Disk(path) => {
+                let path = path.join(file);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(source) => Err(ModelError::Io { path, source }),
+                }
+            }
+            Folder::Embedded { files, .. } => {
+                let found = files.iter().find(|(name, _)| *name == file);
+                Ok(found.map(|(_, bytes)| bytes.to_vec()))
+            }
+        }
+    }
+
     /// The text of a file, or `None` when it is not there.
     ///
     /// # Errors

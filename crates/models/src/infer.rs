@@ -5,7 +5,10 @@
 use aquatint_weights::WeightSet;
 
 use crate::ModelError;
+use crate::flux::FluxConfig;
 use crate::keys::{Layout, Naming};
+use crate::mmdit::MmditConfig;
+use crate::t5::T5Config;
 use crate::text::ClipTextConfig;
 use crate::unet::{AddedConfig, UNetConfig, UNetLevel};
 use crate::vae::VaeConfig;
@@ -29,7 +32,7 @@ impl<'a> Shapes<'a> {
         let place = self.layout.place(name, &|n| self.set.contains(n));
         let mut shape = self.set.info(&place.name)?.shape.clone();
         if let (Some((_, of)), Some(first)) = (place.part, shape.first_mut()) {
-            *first /= of;
+            *first = *first / of * place.span;
         }
         if place.transposed {
             shape.reverse();
@@ -233,6 +236,89 @@ pub(crate) fn text(
         },
         ..base
     })
+}
+
+/// The transformer of Stable Diffusion 3 of a file.
+///
+/// Every published one has as many heads as blocks; where queries and keys are normalised, the norms' length is a
+/// head's.
+pub(crate) fn mmdit(shapes: &Shapes<'_>) -> Result<MmditConfig, ModelError> {
+    let block = |i: usize, rest: &str| format!("transformer_blocks.{i}.{rest}.weight");
+    let layers = shapes.count(|i| block(i, "attn.to_q"));
+    let channels = shapes.axis("context_embedder.weight", 0)?;
+    let norm = shapes.shape(&block(0, "attn.norm_q"));
+    let heads = match norm.as_deref() {
+        Some(&[head]) if head > 0 => channels / head,
+        _ => largest_divisor(channels, layers.max(1)),
+    };
+    let patch = shapes.axis("pos_embed.proj.weight", 2)?;
+    let table = shapes.shape("pos_embed.pos_embed").unwrap_or_default();
+    let positions = table.iter().rev().nth(1).copied().unwrap_or(0);
+    let config = MmditConfig {
+        sample_size: None,
+        patch_size: patch,
+        in_channels: shapes.axis("pos_embed.proj.weight", 1)?,
+        out_channels: shapes.axis("proj_out.weight", 0)? / (patch * patch),
+        heads,
+        head_dim: channels / heads.max(1),
+        context_dim: shapes.axis("context_embedder.weight", 1)?,
+        pooled_dim: shapes.axis("time_text_embed.text_embedder.linear_1.weight", 1)?,
+        max_positions: positions.isqrt(),
+        qk_norm: norm.is_some(),
+        dual_attention: (0..layers)
+            .map(|i| shapes.has(&block(i, "attn2.to_q")))
+            .collect(),
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// The transformer of FLUX.1 of a file. How a head's channels are shared among the axes does not show: as published
+/// where heads have the published size, else a quarter for the first.
+pub(crate) fn flux(shapes: &Shapes<'_>, base: FluxConfig) -> Result<FluxConfig, ModelError> {
+    let channels = shapes.axis("x_embedder.weight", 0)?;
+    let head_dim = shapes.axis("transformer_blocks.0.attn.norm_q.weight", 0)?;
+    let first = head_dim / 8 * 2;
+    let axes = match base.axes.iter().sum::<usize>() == head_dim {
+        true => base.axes,
+        false => [first, (head_dim - first) / 2, (head_dim - first) / 2],
+    };
+    let config = FluxConfig {
+        in_channels: shapes.axis("x_embedder.weight", 1)?,
+        double_blocks: shapes.count(|i| format!("transformer_blocks.{i}.attn.to_q.weight")),
+        single_blocks: shapes.count(|i| format!("single_transformer_blocks.{i}.attn.to_q.weight")),
+        heads: channels / head_dim,
+        head_dim,
+        context_dim: shapes.axis("context_embedder.weight", 1)?,
+        pooled_dim: shapes.axis("time_text_embed.text_embedder.linear_1.weight", 1)?,
+        guidance: shapes.has("time_text_embed.guidance_embedder.linear_1.weight"),
+        axes,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// T5 of a file: all of its shape shows.
+pub(crate) fn t5(shapes: &Shapes<'_>, base: T5Config) -> Result<T5Config, ModelError> {
+    let block = |i: usize| format!("encoder.block.{i}.layer.0.SelfAttention.q.weight");
+    let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+    let embedding = ["shared.weight", "encoder.embed_tokens.weight"]
+        .into_iter()
+        .find(|name| shapes.has(name))
+        .unwrap_or("shared.weight");
+    let num_heads = shapes.axis(bias, 1)?;
+    let config = T5Config {
+        vocab_size: shapes.axis(embedding, 0)?,
+        d_model: shapes.axis(embedding, 1)?,
+        d_kv: shapes.axis(&block(0), 0)? / num_heads,
+        d_ff: shapes.axis("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0)?,
+        num_layers: shapes.count(block),
+        num_heads,
+        buckets: shapes.axis(bias, 0)?,
+        ..base
+    };
+    config.validate()?;
+    Ok(config)
 }
 
 /// Whether the file's names are those of OpenCLIP.

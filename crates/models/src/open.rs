@@ -12,6 +12,8 @@ use crate::checkpoint::{Checkpoint, OpenOptions, TextPart, facts, part, recognis
 use crate::families::Spec;
 use crate::folder::Folder;
 use crate::keys::Layout;
+use crate::network::NetworkConfig;
+use crate::open_transformer;
 use crate::own::Own;
 use crate::pixel;
 use crate::text::{ClipTextConfig, ClipTokenizer, Padding};
@@ -53,6 +55,9 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
     }
     let index = read_index(folder)?;
     let scheduler = scheduler(folder)?;
+    if folder.has("transformer/config.json") {
+        return open_transformer::folder(folder, &index, scheduler, options);
+    }
     let config: UNetConfig = read_config(folder, "unet", UNetConfig::from_json)?;
     let unet = part(
         config,
@@ -100,17 +105,23 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
                 None if folder.has_folder(&name) => TokenizerPlace::Folder(folder.clone(), name),
                 None => published(&encoder.config, i),
             };
-            Ok(TextPart { encoder, tokenizer })
+            Ok(TextPart {
+                slot: i,
+                encoder,
+                tokenizer,
+            })
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
     check_widths(&unet.config, &text)?;
+    let network = unet.map(NetworkConfig::UNet);
     Ok(Checkpoint {
         name: folder.name(),
         path: folder.path(),
         family,
         spec,
         text,
-        unet,
+        t5: None,
+        network,
         vae,
         loras: Vec::new(),
     })
@@ -143,7 +154,7 @@ pub(crate) fn check_widths(unet: &UNetConfig, text: &[TextPart]) -> Result<(), M
 /// A folder with another kind of pipeline is refused by name; one without an index is looked through.
 fn read_index(folder: &Folder) -> Result<Value, ModelError> {
     let Some(text) = folder.text("model_index.json")? else {
-        if folder.has("unet/config.json") {
+        if folder.has("unet/config.json") || folder.has("transformer/config.json") {
             return Ok(Value::Null);
         }
         return Err(ModelError::NotAModel {
@@ -166,18 +177,23 @@ fn read_index(folder: &Folder) -> Result<Value, ModelError> {
         "LatentConsistencyModelPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
     ];
-    if !known.contains(&class) && !folder.has("unet/config.json") {
+    let has_network = folder.has("unet/config.json") || folder.has("transformer/config.json");
+    if !known.contains(&class) && !has_network {
         return Err(ModelError::Unsupported {
             found: format!("a folder of diffusers' {class:?}"),
-            hint: "give a folder of StableDiffusionPipeline or StableDiffusionXLPipeline".into(),
+            hint: "give a folder of StableDiffusionPipeline, StableDiffusionXLPipeline, \
+                   StableDiffusion3Pipeline or FluxPipeline"
+                .into(),
         });
     }
     Ok(index)
 }
 
 /// Defaults that a folder brings along.
-fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
+pub(crate) fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
     let own = Own::read(folder)?;
     spec.own_size = own.size;
     spec.own_sampler = own.sampler;

@@ -14,7 +14,9 @@ use crate::families::Family;
 use crate::folder::{Folder, name_of};
 use crate::infer::{self, Shapes};
 use crate::keys::{self, Layout};
+use crate::network::NetworkConfig;
 use crate::open::{TokenizerPlace, check_widths, published, read_config, scheduler};
+use crate::single_transformer;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
@@ -23,6 +25,10 @@ use crate::vae::VaeConfig;
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, ModelError> {
     let set = WeightSet::open(path)?;
     let names = keys::names(&set);
+    if let Some((layout, kind)) = keys::find_transformer(&names) {
+        drop(names);
+        return single_transformer::open(path, set, layout, kind, options);
+    }
     let Some(layout) = keys::find_unet(&names) else {
         return Err(ModelError::NotAModel {
             path: path.to_owned(),
@@ -44,7 +50,8 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
         Some(folder) => (read_config(folder, "unet", UNetConfig::from_json)?, true),
         None => {
             let pooled = text.get(1).and_then(|t| t.encoder.config.projection);
-            (infer::unet(&shapes, (family.unet)(), pooled)?, false)
+            let base = (family.network)().unet()?.clone();
+            (infer::unet(&shapes, base, pooled)?, false)
         }
     };
     let scheduler = match &given {
@@ -64,13 +71,15 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
     }
     let unet = part(config, set, layout, options);
     check_widths(&unet.config, &text)?;
+    let network = unet.map(NetworkConfig::UNet);
     Ok(Checkpoint {
         name: name_of(path),
         path: path.to_owned(),
         family,
         spec,
         text,
-        unet,
+        t5: None,
+        network,
         vae,
         loras: Vec::new(),
     })
@@ -110,12 +119,13 @@ fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelE
         sample_size: None,
         scheduler: None,
         name: String::new(),
+        transformer: None,
         prediction_marker: None,
     };
     Ok(crate::families::detect(&facts)?.0)
 }
 
-fn single_vae(
+pub(crate) fn single_vae(
     path: &Path,
     set: &WeightSet,
     family: &'static Family,
@@ -191,7 +201,11 @@ fn single_text(
                 }
                 _ => published(&encoder.config, i),
             };
-            Ok(TextPart { encoder, tokenizer })
+            Ok(TextPart {
+                slot: i,
+                encoder,
+                tokenizer,
+            })
         })
         .collect()
 }

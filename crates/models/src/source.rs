@@ -147,12 +147,25 @@ impl CheckpointSource {
     }
 
     fn view(&self, place: &Place) -> Result<TensorView, Error> {
+        if place.swapped {
+            return Ok(swapped(self.set.get(&place.name)?));
+        }
         if place.part.is_none() && !place.transposed {
             return self.set.get(&place.name);
         }
         let mut row = Remap::new(&place.name, &place.name);
         if let Some((index, of)) = place.part {
-            row = row.part(index, of);
+            row = match self
+                .set
+                .info(&place.name)
+                .and_then(|info| info.shape.first())
+            {
+                Some(&rows) if place.span > 1 && rows.is_multiple_of(of) => {
+                    let part = rows / of;
+                    row.rows(index * part..(index + place.span) * part)
+                }
+                _ => row.part(index, of),
+            };
         }
         if place.transposed {
             row = row.transposed();
@@ -161,6 +174,19 @@ impl CheckpointSource {
     }
 
     fn raw(&self, view: TensorView, shape: &[usize]) -> Result<RawTensor, Error> {
+        // Matrices of 8-bit floats and of blocks stay as they are: products widen them while they pack.
+        let packed = match (self.storage, shape.len(), view.dtype) {
+            (None, 2, DType::F8E4M3) => Some(Storage::F8E4M3),
+            (None, 2, DType::Blocks(format)) => Some(Storage::Blocks(format)),
+            _ => None,
+        };
+        if let Some(storage) = packed {
+            return Ok(RawTensor {
+                bytes: view.data,
+                storage,
+                shape: shape.to_vec(),
+            });
+        }
         let wanted = match (self.storage, shape.len()) {
             // Vectors are widened by the layers anyhow.
             (Some(Storage::F32), 2..) => DType::F32,
@@ -204,16 +230,27 @@ impl ParamSource for CheckpointSource {
     }
 }
 
+/// The halves of axis 0 the other way round: a copy, of modulations that are small.
+fn swapped(view: TensorView) -> TensorView {
+    let (first, second) = view.data.split_at(view.data.len() / 2);
+    TensorView {
+        data: [second, first].concat().into(),
+        ..view
+    }
+}
+
 /// The account is whole after every line that changes it, so a panic elsewhere does not spoil it.
 fn locked<T>(account: &Mutex<T>) -> MutexGuard<'_, T> {
     account.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether two shapes differ at most by ones at the end: a 1x1 convolution and a linear layer.
+/// Whether two shapes differ at most by ones at the ends: a 1x1 convolution and a linear layer, or what GGUF leaves out.
 fn same_up_to_ones(a: &[usize], b: &[usize]) -> bool {
     let trim = |s: &[usize]| {
-        let ones = s.iter().rev().take_while(|&&n| n == 1).count();
-        s[..s.len() - ones].to_vec()
+        let before = s.iter().take_while(|&&n| n == 1).count();
+        let rest = &s[before..];
+        let after = rest.iter().rev().take_while(|&&n| n == 1).count();
+        rest[..rest.len() - after].to_vec()
     };
     a == b || (a.len() != b.len() && trim(a) == trim(b))
 }

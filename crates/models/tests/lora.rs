@@ -65,7 +65,7 @@ fn predict(model: &Checkpoint, trace: &mut dyn FnMut(&str, &Tensor<4>)) -> Vec<f
     let input = |name: &str| inputs.get(&format!("unet/in/{name}"));
     let text: Tensor<3> = to_device(input("encoder_hidden_states"));
     let mut conditioning = Conditioning::new(text.narrow(0, 0, 1));
-    if model.unet.config.added.is_some() {
+    if model.network.config.unet().unwrap().added.is_some() {
         let embeds: Tensor<2> = to_device(input("text_embeds"));
         conditioning = conditioning.with_added(AddedConditioning {
             text_embeds: embeds.narrow(0, 0, 1),

@@ -12,7 +12,7 @@ use aquatint_models::keys::{Layout, Naming};
 use aquatint_models::text::{ClipTextConfig, ClipTextEncoder};
 use aquatint_models::unet::{UNet2DCondition, UNetConfig};
 use aquatint_models::vae::{AutoencoderKl, VaeConfig};
-use aquatint_models::{Checkpoint, Location, OpenOptions};
+use aquatint_models::{Checkpoint, Location, NetworkConfig, OpenOptions};
 use aquatint_ops::{Device, ParamSource, Params, RawTensor, Storage};
 
 /// Gives zeros for whatever a model asks for, and keeps what that was.
@@ -189,7 +189,12 @@ fn the_shapes_of_published_files_tell_their_configurations() {
             assert_eq!(model.spec.prediction, Prediction::Epsilon);
             unet.sample_size = Some([64, 64]);
         }
-        assert_eq!(model.unet.config, unet, "{}", of.family);
+        assert_eq!(
+            model.network.config,
+            NetworkConfig::UNet(unet),
+            "{}",
+            of.family
+        );
         assert_eq!(model.vae.config, of.vae, "{}", of.family);
         assert_eq!(model.text.len(), of.text.len());
         for (found, (config, _, _)) in model.text.iter().zip(&of.text) {

@@ -33,6 +33,19 @@ pub fn unet_only(family: &str, into: &Path) -> Result<PathBuf, Error> {
     })
 }
 
+/// Writes a flow family's checkpoint (see [`crate::flow_folder`]) as one file in the original layout, text encoders and
+/// autoencoder included: `<into>/<family>.safetensors`. `wanted` picks the tensors by name.
+///
+/// # Errors
+/// As [`single_file`].
+pub fn flow_single_file(
+    family: &str,
+    into: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<PathBuf, Error> {
+    write_single_file(&format!("flow/{family}"), into, family, wanted)
+}
+
 /// Copies the diffusers folder `golden/<family>`, without its references, to `<into>/<family>`.
 ///
 /// # Errors
@@ -138,6 +151,7 @@ struct Row {
 enum Op {
     Copy,
     Concat,
+    Swap,
     Transpose,
     Vocabulary,
     Arange,
@@ -220,6 +234,10 @@ impl Row {
             Op::Concat => {
                 shape[0] = views.iter().map(|view| view.shape()[0]).sum();
                 views.iter().flat_map(|view| view.data()).copied().collect()
+            }
+            Op::Swap => {
+                let (first, second) = first.data().split_at(first.data().len() / 2);
+                [second, first].concat()
             }
             Op::Transpose => {
                 let (rows, columns, size) =

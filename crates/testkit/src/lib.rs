@@ -11,6 +11,7 @@
 
 mod cases;
 mod compare;
+mod flow;
 mod layouts;
 mod tensors;
 
@@ -19,7 +20,10 @@ pub use compare::{
     Comparison, assert_close, assert_exact, assert_pixels, compare, cosine, pixels_within, psnr,
     relative_error,
 };
-pub use layouts::{folder, sharded_folder, single_file, turbo_folder, unet_only, variant_folder};
+pub use flow::flow_folder;
+pub use layouts::{
+    flow_single_file, folder, sharded_folder, single_file, turbo_folder, unet_only, variant_folder,
+};
 pub use tensors::{Error, Tensor, Tensors, read_png};
 
 use std::path::{Path, PathBuf};

@@ -199,10 +199,14 @@ impl<'a> Evaluator<'a> {
             ));
         };
         let router = Router::default()
-            .with("unet", &model.unet.source)
+            .with("unet", &model.network.source)
             .with("text_encoder", &text.encoder.source);
         let params = Params::new(&router, &device);
-        let net = TextNetwork::load(&params, &model.unet.config, Some(&text.encoder.config))?;
+        let net = TextNetwork::load(
+            &params,
+            model.network.config.unet()?,
+            Some(&text.encoder.config),
+        )?;
         let side = model.default_size() as usize;
         let tokenizer = text.load_tokenizer()?;
         Ok(Self {

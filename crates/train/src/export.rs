@@ -134,25 +134,46 @@ impl Folder {
     }
 }
 
-/// The scheduler of a model without text.
-pub(crate) fn picture_scheduler(latent: bool) -> &'static str {
-    if latent {
-        "DDIMScheduler"
-    } else {
-        "DDPMScheduler"
+/// What of diffusers draws with a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// A pipeline over latents, which asks its scheduler for `init_noise_sigma`.
+    Latents,
+    /// `DDPMPipeline`.
+    Pixels,
+    /// Nothing but the parts.
+    Parts,
+}
+
+/// The class of the scheduler that a model is written with.
+pub(crate) fn scheduler_class(config: &SchedulerConfig, of: Use) -> &'static str {
+    match (config.is_flow(), of) {
+        (true, Use::Pixels | Use::Parts) => "FlowMatchEulerDiscreteScheduler",
+        // The one for flows has no init_noise_sigma.
+        (true, Use::Latents) => "DPMSolverMultistepScheduler",
+        (false, Use::Pixels) => "DDPMScheduler",
+        (false, Use::Latents | Use::Parts) => "DDIMScheduler",
     }
 }
 
-/// `scheduler_config.json` of a scheduler of diffusers.
+/// `scheduler_config.json` of a scheduler of diffusers, with the keys that its class has.
 pub(crate) fn scheduler(config: &SchedulerConfig, class: &str) -> Value {
+    let mut config = config.clone();
+    config.class_name = Some(class.into());
+    match class {
+        "FlowMatchEulerDiscreteScheduler" => config.prediction_type = None,
+        "DPMSolverMultistepScheduler" => {
+            config.use_flow_sigmas = Some(true);
+            config.flow_shift = config.shift.take();
+        }
+        "DDPMScheduler" => config.set_alpha_to_one = None,
+        _ => {}
+    }
     let mut keys = Map::new();
     keys.insert("_class_name".into(), class.into());
     keys.insert("_diffusers_version".into(), VERSION.into());
     if let Ok(Value::Object(set)) = serde_json::to_value(config) {
-        keys.extend(
-            set.into_iter()
-                .filter(|(key, v)| !v.is_null() && key != "_class_name"),
-        );
+        keys.extend(set.into_iter().filter(|(_, value)| !value.is_null()));
     }
     Value::Object(keys)
 }

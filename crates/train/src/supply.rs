@@ -36,7 +36,7 @@ pub(crate) enum Supply {
         channels: usize,
     },
     Latents {
-        store: LatentStore,
+        store: Box<LatentStore>,
         selection: Box<Selection>,
         examples: Vec<Example>,
         /// Where each of them is in the store.

@@ -56,7 +56,12 @@ fn values_out_of_range_are_told() {
             "[objective]\nloss_weight = { kind = \"min-snr\", gamma = 0.0 }",
             "loss_weight.gamma is 0",
         ),
-        ("[lora]\nrank = 0", "lora.rank is 0"),
+        ("[lora]\nrank = 4", "lora is set; expected absent"),
+        ("[warm_up]\nsteps = 0", "warm_up.steps is 0"),
+        (
+            "[objective]\nprediction = \"flow_matching\"\nbeta_end = 0.02",
+            "objective.beta_end is set",
+        ),
         ("[checkpoint]\nkeep = 0", "checkpoint.keep is 0"),
     ] {
         let message = said(&format!("{GOOD}{table}\n"));

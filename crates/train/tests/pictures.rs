@@ -178,6 +178,81 @@ fn classes_are_the_names_of_the_folders() {
 }
 
 #[test]
+fn the_first_ten_losses_are_those_of_pytorch() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    // As golden/train_losses.py makes them.
+    for i in 0..5_u32 {
+        let class = if i % 2 == 0 { "even" } else { "odd" };
+        std::fs::create_dir_all(data.join(class)).expect("folder");
+        GrayImage::from_fn(8, 8, |x, y| {
+            Luma([((x * (i + 3) + y * (7 - i)) % 256) as u8])
+        })
+        .save(data.join(format!("{class}/{i}.png")))
+        .expect("picture");
+    }
+    let text = format!(
+        "seed = 11\nsteps = 10\nbatch_size = 2\n\
+         [model]\nkind = \"class\"\nfrom = {:?}\n\
+         [data]\ndir = {:?}\nresolution = 8\n\
+         [data.captions]\ndropout = 0.3\n\
+         [objective]\nloss_weight = {{ kind = \"min-snr\" }}\n\
+         [learning_rate]\npeak = 1e-3\nwarmup = 0\n",
+        golden("pixels").display().to_string(),
+        data.display().to_string(),
+    );
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, text).expect("file");
+    let config = DiffusionConfig::read(&path).expect("valid");
+    let mut losses = Vec::new();
+    train_diffusion(&config, &options(dir.path().join("out")), &mut |event| {
+        if let Event::Step(report) = event {
+            losses.push(report.loss);
+        }
+        ControlFlow::Continue(())
+    })
+    .expect("run");
+    let expected = &read_json(&golden("train_losses.json"))["classes"];
+    let expected = expected.as_array().expect("losses");
+    assert_eq!(losses.len(), expected.len());
+    for (found, expected) in losses.iter().zip(expected) {
+        // The issue's bound.
+        let expected = expected.as_f64().expect("a number");
+        assert!(
+            (found - expected).abs() < 1e-4,
+            "{found} {expected}: {losses:?}"
+        );
+    }
+}
+
+#[test]
+fn pixels_are_learned_along_a_flow() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data, 8);
+    let mut config = config(&data, "unconditional");
+    config.objective.prediction = Some(aquatint_diffusion::Prediction::Flow);
+    config.samples.sampler = "euler".into();
+    let out = whole_and_in_parts(dir.path(), &config);
+    let scheduler = read_json(&out.join("model/scheduler/scheduler_config.json"));
+    assert_eq!(scheduler["_class_name"], "FlowMatchEulerDiscreteScheduler");
+    assert_eq!(scheduler["prediction_type"], Value::Null);
+    let index = read_json(&out.join("model/model_index.json"));
+    assert_eq!(index["scheduler"][1], scheduler["_class_name"]);
+    config.samples.sampler = "ddpm".into();
+    let message = quiet(&config, &options(dir.path().join("refused")))
+        .expect_err("refused")
+        .to_string();
+    assert!(message.contains("ddpm is not for flow models"), "{message}");
+    config.objective.prediction = None;
+    config.objective.shift = Some(3.0);
+    let message = quiet(&config, &options(dir.path().join("refused")))
+        .expect_err("refused")
+        .to_string();
+    assert!(message.contains("objective.shift is set"), "{message}");
+}
+
+#[test]
 fn latents_are_learned_without_a_prompt_too() {
     let dir = tempfile::tempdir().expect("tempdir");
     let data = dir.path().join("data");

@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use aquatint_diffusion::Prediction;
+use aquatint_diffusion::training::{LossWeight, TimestepSampling};
 use aquatint_models::{Checkpoint, Location, OpenOptions};
 use aquatint_testkit::golden;
 use aquatint_train::config::{DiffusionConfig, LoraConfig, LoraLayout};
@@ -64,13 +66,11 @@ fn open(folder: &Path) -> Checkpoint {
     Checkpoint::open(&location, &OpenOptions::default()).expect("the model opens")
 }
 
-#[test]
-fn the_first_ten_losses_are_those_of_pytorch() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    pictures(dir.path());
+/// The losses of a run are those of `golden/train_losses.json`.
+#[track_caller]
+fn first_losses(config: &DiffusionConfig, out: PathBuf, golden_name: &str) {
     let mut losses = Vec::new();
-    let out = options(dir.path().join("out"));
-    train_diffusion(&config(dir.path()), &out, &mut |event| {
+    train_diffusion(config, &options(out), &mut |event| {
         if let Event::Step(report) = event {
             losses.push(report.loss);
         }
@@ -78,16 +78,93 @@ fn the_first_ten_losses_are_those_of_pytorch() {
     })
     .expect("run");
     let text = std::fs::read_to_string(golden("train_losses.json")).expect("golden");
-    let expected: Vec<f64> = serde_json::from_str(&text).expect("numbers");
+    let expected: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let expected = expected[golden_name].as_array().expect("losses");
     assert_eq!(losses.len(), expected.len());
-    for (step, (found, expected)) in losses.iter().zip(&expected).enumerate() {
+    for (step, (found, expected)) in losses.iter().zip(expected).enumerate() {
+        let expected = expected.as_f64().expect("a number");
         // Sums of f32 in another order, carried through ten updates of AdamW, whose first ones have the size of the
         // rate whatever the gradient's: the bound.
         assert!(
             (found - expected).abs() < 1e-4,
-            "step {step}: {losses:?} {expected:?}"
+            "step {step}: {found} {expected}: {losses:?}"
         );
     }
+}
+
+#[test]
+fn the_first_ten_losses_are_those_of_pytorch() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    pictures(dir.path());
+    first_losses(&config(dir.path()), dir.path().join("out"), "captions");
+}
+
+#[test]
+fn the_first_ten_losses_of_a_flow_are_those_of_pytorch() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data);
+    let mut config = config(&data);
+    config.objective.prediction = Some(Prediction::Flow);
+    config.objective.shift = Some(3.0);
+    config.objective.timesteps = TimestepSampling::LogitNormal {
+        mean: 0.0,
+        std: 1.0,
+    };
+    config.objective.loss_weight = LossWeight::CosMap;
+    let out = dir.path().join("out");
+    first_losses(&config, out.clone(), "captions, flow");
+    // StableDiffusionPipeline asks for init_noise_sigma, which FlowMatchEulerDiscreteScheduler has not.
+    let text = std::fs::read_to_string(out.join("model/scheduler/scheduler_config.json"));
+    let scheduler: serde_json::Value = serde_json::from_str(&text.expect("a file")).expect("JSON");
+    assert_eq!(scheduler["_class_name"], "DPMSolverMultistepScheduler");
+    assert_eq!(scheduler["prediction_type"], "flow_prediction");
+    assert_eq!(scheduler["use_flow_sigmas"], true);
+    assert_eq!(scheduler["flow_shift"], 3.0);
+    // The folder goes on as a flow.
+    let mut again = config.clone();
+    again.model.from = Some(out.join("model"));
+    again.objective = Default::default();
+    again.steps = 1;
+    quiet(&again, &options(dir.path().join("again"))).expect("run");
+    let read = |out: &Path| {
+        std::fs::read(out.join("model/scheduler/scheduler_config.json")).expect("a file")
+    };
+    assert!(read(&out) == read(&dir.path().join("again")));
+    again.objective.beta_end = Some(0.02);
+    let message = quiet(&again, &options(dir.path().join("refused")))
+        .expect_err("refused")
+        .to_string();
+    assert!(
+        message.contains("objective.beta_end is set; expected absent: a flow has no betas"),
+        "{message}"
+    );
+}
+
+#[test]
+fn gradients_are_the_same_when_activations_are_computed_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data);
+    let mut config = config(&data);
+    config.steps = 2;
+    config.model.train_text_encoder = true;
+    let trained = |config: &DiffusionConfig, name: &str| {
+        let out = dir.path().join(name);
+        quiet(config, &options(out.clone())).expect("run");
+        let file = "checkpoints/step-00000002/optimizer.safetensors";
+        std::fs::read(out.join(file)).expect("moments")
+    };
+    let kept = trained(&config, "kept");
+    config.gradient_checkpointing = true;
+    // The same operations on the same numbers: the moments, which sum up the gradients, have the same bits.
+    assert!(kept == trained(&config, "again"));
+    config.storage = aquatint_train::config::Storage::Bf16;
+    let message = config.check().expect_err("refused").to_string();
+    assert!(
+        message.contains("storage is bf16; expected f32: on the CPU"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of a kind that this version does not read.
-    #[error("{}: is {found}, expected a safetensors or GGUF file", path.display())]
+    #[error("{}: is {found}, expected a safetensors, GGUF or PyTorch file", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -86,6 +86,14 @@ pub enum Error {
         path: PathBuf,
         /// The rule that it breaks.
         problem: Box<crate::gguf::Problem>,
+    },
+    /// A PyTorch checkpoint that is damaged, or asks for what no checkpoint of weights needs.
+    #[error("{}: PyTorch checkpoint not read: {problem}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong or refused.
+        problem: Box<crate::pickle::Problem>,
     },
     /// A `*.safetensors.index.json` that cannot be used.
     #[error("{}: damaged index of shards: {problem}", path.display())]
@@ -235,6 +243,7 @@ impl Error {
             Error::Format { hint, .. } => hint,
             Error::Header { problem, .. } => problem.hint(),
             Error::Gguf { problem, .. } => problem.hint(),
+            Error::Pickle { problem, .. } => problem.hint(),
             Error::Index { .. } => {
                 "download the index file again, or merge the shards into one file"
             }
@@ -246,7 +255,7 @@ impl Error {
                 "add the .safetensors.index.json that belongs to these shards"
             }
             Error::NoWeights { .. } => {
-                "this version reads safetensors only; convert the weights first"
+                "this version reads safetensors, GGUF and PyTorch files; convert the weights first"
             }
             Error::Variant { .. } => "choose one of the variants",
             Error::Duplicate { .. } => "use files that belong to one model",

@@ -128,6 +128,14 @@ impl WeightFile {
         }
     }
 
+    /// Takes the pages behind some bytes of the file out of this process's memory.
+    pub(crate) fn release(&self, data: &[u8]) {
+        let Some(mapping) = &self.handle else { return };
+        if let Some(place) = mapping.place(data) {
+            mapping.forget(place);
+        }
+    }
+
     /// Looks again whether the file is as long as when it was mapped; see [`crate::map_file`].
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The table of file formats, those that are only recognised included.
 
-use crate::{Error, WeightFile, gguf, safetensors};
+use crate::{Error, WeightFile, gguf, pickle, safetensors};
 use bytes::Bytes;
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub struct Format {
 }
 
 const CONVERT: &str =
-    "this version reads safetensors and GGUF; convert the file to safetensors first";
+    "this version reads safetensors, GGUF and PyTorch files; convert it to one of them first";
 const NOT_WEIGHTS: &str = "give a .safetensors file or a model folder as diffusers saves it";
 const PICTURE: &str = "give a weight file; `aquatint inspect` shows the parameters stored in a PNG";
 
@@ -71,20 +71,20 @@ pub static FORMATS: &[Format] = &[
         is_ggml,
         CONVERT,
     ),
-    refused(
-        "pickle",
-        "a PyTorch checkpoint (pickle in a zip archive)",
-        PICKLE,
-        is_torch_zip,
-        CONVERT,
-    ),
-    refused(
-        "pickle-legacy",
-        "a PyTorch checkpoint (pickle)",
-        PICKLE,
-        is_pickle,
-        CONVERT,
-    ),
+    Format {
+        name: "pickle",
+        what: "a PyTorch checkpoint (pickle in a zip archive)",
+        extensions: PICKLE,
+        matches: is_torch_zip,
+        opener: Opener::Read(pickle::read_zip),
+    },
+    Format {
+        name: "pickle-legacy",
+        what: "a PyTorch checkpoint (pickle)",
+        extensions: PICKLE,
+        matches: is_pickle,
+        opener: Opener::Read(pickle::read_legacy),
+    },
     refused(
         "npz",
         "a NumPy archive",
@@ -180,15 +180,9 @@ pub(crate) fn open(path: &Path, bytes: Bytes) -> Result<WeightFile, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty { path: path.into() });
     }
+    let extension = path.extension().and_then(|e| e.to_str());
     let is_named = |f: &&Format| {
-        let extension = path
-            .extension()
-            .and_then(|e| e.to_str())
-            .unwrap_or_default();
-        matches!(f.opener, Opener::Read(_))
-            && f.extensions
-                .iter()
-                .any(|e| e.eq_ignore_ascii_case(extension))
+        f.name == "safetensors" && extension.is_some_and(|e| e.eq_ignore_ascii_case(f.name))
     };
     let by_content = FORMATS.iter().find(|f| (f.matches)(&bytes));
     match by_content.or_else(|| FORMATS.iter().find(is_named)) {

@@ -1,7 +1,7 @@
 //! One or many files as one name space.
 
 use crate::remap::Turn;
-use crate::{DType, Error, Remap, TensorView, WeightFile, component, gguf};
+use crate::{DType, Error, Remap, TensorView, WeightFile, component, gguf, scaled};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,8 @@ struct Entry {
     file: usize,
     /// Place in the file's table.
     tensor: usize,
+    /// The scale of an 8-bit float tensor.
+    scale: Option<f32>,
     /// What key maps do to it, first to last.
     turns: Vec<Turn>,
     info: TensorInfo,
@@ -152,6 +154,14 @@ impl WeightSet {
         }
     }
 
+    /// Takes the pages behind some bytes of a file out of this process's memory, for readers that pass once over
+    /// more than fits in it. Bytes that are no part of a mapped file are left alone.
+    pub fn release(&self, data: &[u8]) {
+        for file in &self.files {
+            file.release(data);
+        }
+    }
+
     /// Type and shape of a tensor, as it will be taken.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.entries.get(name).map(|e| &e.info)
@@ -164,7 +174,7 @@ impl WeightSet {
         Some((file.path(), &file.tensors()[e.tensor].name))
     }
 
-    /// A tensor as a view of its file; a transposed one is a copy.
+    /// A tensor as a view of its file; a transposed one, or one of 8-bit floats with a scale, is a copy.
     ///
     /// # Errors
     ///
@@ -175,6 +185,9 @@ impl WeightSet {
             name: name.into(),
         })?;
         let mut view = self.files[e.file].tensors()[e.tensor].clone();
+        if let Some(scale) = e.scale {
+            view = scaled::apply(&view, scale);
+        }
         for turn in &e.turns {
             let shape = view.shape.clone();
             view = turn
@@ -335,22 +348,30 @@ impl WeightSet {
 
 impl From<WeightFile> for WeightSet {
     fn from(file: WeightFile) -> WeightSet {
+        let scales = scaled::Scales::find(&file);
         let entry = |(tensor, t): (usize, &TensorView)| {
+            let scale = scales.of.get(&t.name).copied();
             let info = TensorInfo {
-                dtype: t.dtype,
+                dtype: scale.map_or(t.dtype, scaled::scaled_dtype),
                 shape: t.shape.clone(),
             };
-            (
-                t.name.clone(),
-                Entry {
-                    file: 0,
-                    tensor,
-                    turns: Vec::new(),
-                    info,
-                },
-            )
+            let entry = Entry {
+                file: 0,
+                tensor,
+                scale,
+                turns: Vec::new(),
+                info,
+            };
+            (t.name.clone(), entry)
         };
-        let entries = file.tensors().iter().enumerate().map(entry).collect();
+        let shown = |(_, t): &(usize, &TensorView)| !scales.hidden.contains(&t.name);
+        let entries = file
+            .tensors()
+            .iter()
+            .enumerate()
+            .filter(shown)
+            .map(entry)
+            .collect();
         WeightSet {
             path: file.path().into(),
             files: vec![Arc::new(file)],

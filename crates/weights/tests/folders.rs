@@ -292,7 +292,7 @@ fn folders_without_weights_say_what_is_there() {
             .ends_with("; found only \"diffusion_pytorch_model.bin\""),
         "{error}"
     );
-    assert!(error.hint().unwrap().contains("reads safetensors only"));
+    assert!(error.hint().unwrap().contains("convert the weights"));
     write(dir.path(), "model-00001-of-00002.safetensors", &["a"], 1);
     let error = open(&dir, None).unwrap_err();
     let text = error.to_string();

@@ -37,24 +37,6 @@ fn each_kind_is_named_whatever_the_extension() {
             "convert",
             "ggml",
         ),
-        (
-            "a PyTorch checkpoint (pickle in a zip archive)",
-            zip("archive/data.pkl"),
-            "convert",
-            "ckpt",
-        ),
-        (
-            "a PyTorch checkpoint (pickle in a zip archive)",
-            zip("model/.format_version"),
-            "convert",
-            "pt",
-        ),
-        (
-            "a PyTorch checkpoint (pickle)",
-            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j".to_vec(),
-            "convert",
-            "bin",
-        ),
         ("a NumPy archive", zip("arr_0.npy"), "convert", "npz"),
         ("a zip archive", zip("hello.txt"), "unpack", "zip"),
         (

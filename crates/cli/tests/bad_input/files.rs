@@ -101,6 +101,97 @@ fn headers_that_lie() {
     }
 }
 
+/// GGUF files that lie, of every class: counts, depth, lengths, places, names, types.
+#[test]
+fn gguf_files_that_lie() {
+    let place = Place::new();
+    let text = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
+    let head = |tensors: u64, pairs: u64| {
+        [
+            b"GGUF\x03\0\0\0",
+            &tensors.to_le_bytes()[..],
+            &pairs.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let row = |name: &str, len: u64, kind: u32, offset: u64| {
+        let mut row = text(name);
+        row.extend(1u32.to_le_bytes());
+        row.extend(len.to_le_bytes());
+        row.extend(kind.to_le_bytes());
+        row.extend(offset.to_le_bytes());
+        row
+    };
+    let one = |row: Vec<u8>| {
+        let mut file = [head(1, 0), row].concat();
+        file.resize(file.len().next_multiple_of(32) + 64, 0);
+        file
+    };
+    let pair = |key: &str, kind: u32, value: &[u8]| {
+        [&head(0, 1)[..], &text(key), &kind.to_le_bytes(), value].concat()
+    };
+    let deep = [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
+    let mut twice = [head(2, 0), row("a", 1, 0, 0), row("a", 1, 0, 32)].concat();
+    twice.resize(twice.len().next_multiple_of(32) + 64, 0);
+    for (name, bytes, expected) in [
+        ("tensors", head(u64::MAX, 0), "announces"),
+        ("pairs", head(0, 1 << 40), "announces"),
+        (
+            "values",
+            pair(
+                "a",
+                9,
+                &[&4u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat(),
+            ),
+            "announces",
+        ),
+        ("depth", pair("a", 9, &deep.repeat(100_000)), "nests arrays"),
+        ("text", pair("a", 8, &u64::MAX.to_le_bytes()), "a text of"),
+        ("cut", pair("a", 8, &1000u64.to_le_bytes()), "ends in"),
+        (
+            "alignment",
+            pair("general.alignment", 4, &33u32.to_le_bytes()),
+            "power of two",
+        ),
+        ("place", one(row("a", 1, 0, 4)), "multiple of 32"),
+        ("beyond", one(row("a", 1, 0, 1 << 40)), "the file holds"),
+        ("longer", one(row("a", 1000, 0, 0)), "the file holds"),
+        ("overflow", one(row("a", u64::MAX, 0, 0)), "overflows"),
+        ("blocks", one(row("a", 33, 8, 0)), "blocks of 32"),
+        ("type", one(row("a", 256, 23, 0)), "IQ4_XS"),
+        ("twice", twice, "twice"),
+        ("version", b"GGUF\x09\0\0\0".repeat(4), "version 9"),
+    ] {
+        let path = place.write(&format!("{name}.gguf"), bytes);
+        let said = no_model(&place, &path, expected);
+        assert!(said.contains("\nhint: "), "{name}: {said}");
+        let out = place.join("out.gguf");
+        place.refused(1, ["convert", arg(&path), arg(&out), "--to", "f16"]);
+    }
+}
+
+/// Checkpoints that would run code: refused by the name of what they ask for, and nothing is run.
+#[test]
+fn checkpoints_that_would_run_code() {
+    let place = Place::new();
+    for (name, asked) in [
+        ("evil_eval.ckpt", "__builtin__.eval"),
+        ("evil_stack_global.ckpt", "builtins.exec"),
+        ("evil_inst_alone.ckpt", "INST"),
+        ("evil_build.ckpt", "builtins.getattr"),
+        ("evil_nested.ckpt", "torch.storage._load_from_bytes"),
+        ("evil_ext.ckpt", "EXT1"),
+        ("evil_legacy.pt", "__builtin__.eval"),
+        ("evil_legacy_late.pt", "__builtin__.exec"),
+    ] {
+        let bytes = std::fs::read(aquatint_testkit::golden("pickle_files").join(name));
+        let path = place.write(name, bytes.expect("a golden"));
+        let said = no_model(&place, &path, asked);
+        assert!(said.contains("nothing was run"), "{said}");
+    }
+    assert!(!place.names().contains(&"owned".to_owned()));
+}
+
 #[test]
 fn truncated_files() {
     let place = Place::new();

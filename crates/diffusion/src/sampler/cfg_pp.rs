@@ -22,13 +22,13 @@ impl Sampler for EulerCfgPp {
         // Without a second prompt the two are the same, and this is Euler's method.
         let uncond = found.uncond_denoised.as_ref().unwrap_or(&found.denoised);
         let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
-        // denoised + sigma_down · d, with d = (x - uncond) / sigma.
+        // alpha_to · denoised + sigma_down · d, with d = (x - alpha · uncond) / sigma.
         let ratio = down / from.sigma;
         if self.eta == 0.0 {
             return Ok(combine([
-                (1.0, &found.denoised),
+                (to.alpha, &found.denoised),
                 (ratio, &x),
-                (-ratio, uncond),
+                (-ratio * from.alpha, uncond),
             ]));
         }
         let noise = ctx.noise(x.len());

@@ -1,6 +1,6 @@
 //! DPM-Solver-2 in k-diffusion's form: a midpoint rule with the midpoint in the logarithm of sigma.
 
-use super::{Context, Sampler, ancestral_step};
+use super::{Ancestral, Context, Sampler};
 use crate::error::Error;
 use crate::math::combine;
 use crate::plan::Step;
@@ -16,7 +16,7 @@ impl Sampler for Dpm2 {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
-        let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
+        let Ancestral { down, keep, up } = Ancestral::split(ctx.plan, Step { from, to }, self.eta);
         if down == 0.0 {
             return Ok(denoised);
         }
@@ -35,9 +35,9 @@ impl Sampler for Dpm2 {
         }
         let noise = ctx.noise(x.len());
         Ok(combine([
-            (1.0, &x),
-            (slope, &halfway),
-            (-slope, &denoised_2),
+            (keep, &x),
+            (keep * slope, &halfway),
+            (-keep * slope, &denoised_2),
             (up * self.s_noise, &noise),
         ]))
     }

@@ -38,16 +38,11 @@ impl DpmAdaptive {
 
     /// The plan's first sigma, and its last; the smallest of training where the last is none.
     fn span(plan: &Plan) -> (f64, f64) {
-        let sigmas = plan.sigmas();
-        let first = sigmas.first().copied().unwrap_or(plan.schedule.sigma_max());
-        let last = sigmas.last().copied().unwrap_or(0.0);
+        let first = plan.steps.first().map(|step| step.from.sigma);
+        let last = plan.steps.last().map_or(0.0, |step| step.to.sigma);
         (
-            first,
-            if last > 0.0 {
-                last
-            } else {
-                plan.schedule.sigma_min()
-            },
+            first.unwrap_or(plan.schedule.sigma_max()),
+            if last > 0.0 { last } else { plan.sigma_min() },
         )
     }
 

@@ -3,7 +3,7 @@
 //! k-diffusion and diffusers draw the noise of the SDE samplers from a Brownian tree; here each noise
 //! is independent, which has the same distribution.
 
-use super::{Context, Sampler, ancestral_step};
+use super::{Ancestral, Context, Sampler, ancestral_step};
 use crate::error::Error;
 use crate::math::combine;
 use crate::plan::Step;
@@ -61,7 +61,7 @@ impl Sampler for Dpmpp2sAncestral {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
-        let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
+        let Ancestral { down, keep, up } = Ancestral::split(ctx.plan, Step { from, to }, self.eta);
         if down == 0.0 {
             return Ok(denoised);
         }
@@ -72,8 +72,8 @@ impl Sampler for Dpmpp2sAncestral {
         let ratio = down / from.sigma;
         let noise = ctx.noise(x.len());
         Ok(combine([
-            (ratio, &x),
-            (1.0 - ratio, &denoised_2),
+            (keep * ratio, &x),
+            (keep * (1.0 - ratio), &denoised_2),
             (up * self.s_noise, &noise),
         ]))
     }

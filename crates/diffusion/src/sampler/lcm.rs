@@ -9,8 +9,8 @@ use crate::plan::Step;
 #[derive(Debug)]
 pub(crate) struct Lcm {
     pub clip: Option<f64>,
-    /// Factor of the time in the boundary condition.
-    pub timestep_scaling: f64,
+    /// Factor of the time in the boundary condition; flow models have none.
+    pub timestep_scaling: Option<f64>,
 }
 
 impl Sampler for Lcm {
@@ -24,10 +24,15 @@ impl Sampler for Lcm {
         let mut denoised = ctx.denoise(&x, from)?;
         clip(&mut denoised, self.clip);
         // c_skip and c_out keep the consistency function the identity at time 0.
-        let time = from.timestep * self.timestep_scaling;
-        let norm = time * time + SIGMA_DATA * SIGMA_DATA;
-        let (c_skip, c_out) = (SIGMA_DATA * SIGMA_DATA / norm, time / norm.sqrt());
-        let clean = combine([(c_out, &denoised), (c_skip, &x)]);
+        let clean = match self.timestep_scaling {
+            None => denoised,
+            Some(scaling) => {
+                let time = from.timestep * scaling;
+                let norm = time * time + SIGMA_DATA * SIGMA_DATA;
+                let (c_skip, c_out) = (SIGMA_DATA * SIGMA_DATA / norm, time / norm.sqrt());
+                combine([(c_out, &denoised), (c_skip, &x)])
+            }
+        };
         if i + 1 == ctx.plan.len() {
             return Ok(clean);
         }

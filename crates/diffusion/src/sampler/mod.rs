@@ -34,7 +34,8 @@ mod unipc;
 
 use history::History;
 pub use rows::SAMPLERS;
-pub use table::{Frame, SamplerInfo, find, of_config};
+pub(crate) use table::Grid;
+pub use table::{Frame, OnFlows, SamplerInfo, find, of_config};
 
 /// What a request may set about a sampler.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -220,9 +221,10 @@ pub fn sample(
 /// Where a configuration clips the clean latent, if it does; `default` is the scheduler class's own.
 fn clip_range(plan: &Plan, default: bool) -> Option<f64> {
     let config = &plan.config;
+    // Classes with a default of their own have none for flows.
     config
         .clip_sample
-        .unwrap_or(default)
+        .unwrap_or(default && plan.flow.is_none())
         .then(|| config.clip_sample_range.unwrap_or(1.0))
 }
 
@@ -233,6 +235,40 @@ fn clip(denoised: &mut [f32], range: Option<f64>) {
         denoised
             .iter_mut()
             .for_each(|d| *d = d.clamp(-range, range));
+    }
+}
+
+/// A step of an ancestral sampler: to below the next level, then fresh noise up to it.
+#[derive(Debug, Clone, Copy)]
+struct Ancestral {
+    /// The sigma to step down to.
+    down: f64,
+    /// Factor of the latent there, before the noise is added.
+    keep: f64,
+    /// Standard deviation of the fresh noise.
+    up: f64,
+}
+
+impl Ancestral {
+    /// Splits a step of a plan.
+    fn split(plan: &Plan, Step { from, to }: Step, eta: f64) -> Self {
+        if plan.frame == Frame::Straight {
+            return Self::straight(from.sigma, to.sigma, eta);
+        }
+        let (down, up) = ancestral_step(from.sigma, to.sigma, eta);
+        Self {
+            down,
+            keep: 1.0,
+            up,
+        }
+    }
+
+    /// ComfyUI's split for flows, whose signal must keep its size too (`sample_euler_ancestral_RF`).
+    fn straight(from: f64, to: f64, eta: f64) -> Self {
+        let down = to * (1.0 + (to / from - 1.0) * eta);
+        let keep = (1.0 - to) / (1.0 - down);
+        let up = (to * to - (down * keep).powi(2)).max(0.0).sqrt();
+        Self { down, keep, up }
     }
 }
 

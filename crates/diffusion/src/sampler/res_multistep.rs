@@ -1,6 +1,6 @@
 //! Refined exponential solver, multistep (Zhang et al. 2023).
 
-use super::{Context, Sampler, ancestral_step};
+use super::{Ancestral, Context, Sampler};
 use crate::error::Error;
 use crate::math::{combine, phi1, phi2};
 use crate::plan::Step;
@@ -28,7 +28,7 @@ impl Sampler for ResMultistep {
     fn step(&mut self, ctx: &mut Context<'_>, i: usize, x: Vec<f32>) -> Result<Vec<f32>, Error> {
         let Step { from, to } = ctx.plan.steps[i];
         let denoised = ctx.denoise(&x, from)?;
-        let (down, up) = ancestral_step(from.sigma, to.sigma, self.eta);
+        let Ancestral { down, keep, up } = Ancestral::split(ctx.plan, Step { from, to }, self.eta);
         if down == 0.0 {
             return Ok(denoised);
         }
@@ -45,7 +45,7 @@ impl Sampler for ResMultistep {
         };
         if self.eta > 0.0 {
             let noise = ctx.noise(x.len());
-            next = combine([(1.0, &next), (up * self.s_noise, &noise)]);
+            next = combine([(keep, &next), (up * self.s_noise, &noise)]);
         }
         self.last = Some((from.sigma, down, denoised));
         Ok(next)

@@ -3,7 +3,7 @@
 use super::checks::{
     anything, check_ddpm, check_distilled, check_dpm, check_exploding, check_thresholding,
 };
-use super::table::{Defaults, Frame, Grid, SamplerInfo};
+use super::table::{Defaults, Frame, Grid, OnFlows, SamplerInfo};
 use super::{
     cfg_pp, clip_range, ddim, ddpm, deis, dpm_adaptive, dpm2, dpmpp_3m_sde, dpmpp_multistep,
     dpmpp_sde, dpmpp_singlestep, er_sde, euler, heun, ipndm, lcm, lms, pndm, res_multistep, unipc,
@@ -45,6 +45,7 @@ const BASE: SamplerInfo = SamplerInfo {
     needs_uncond: false,
     default_eta: None,
     frame: Frame::Exploding,
+    flows: OnFlows::Straight,
     reference: "",
     class: None,
     grid: Grid::Exploding(Exploding::Euler),
@@ -154,6 +155,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "The original stochastic sampler: good with many steps",
         stochastic: true,
         frame: Frame::Preserving,
+        flows: OnFlows::Unfit("its variances are those of a discrete chain of training steps"),
         reference: "diffusers DDPMScheduler; Ho et al. 2020",
         class: Some("DDPMScheduler"),
         grid: Grid::Ddpm,
@@ -196,6 +198,9 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         // The warm-up's single step of lower order keeps a run of n steps at second.
         order: 2,
         frame: Frame::Preserving,
+        flows: OnFlows::Unfit(
+            "it counts in whole training steps of a discrete chain; ipndm is its successor",
+        ),
         reference: "diffusers PNDMScheduler; Liu et al. 2022",
         class: Some("PNDMScheduler"),
         grid: Grid::Pndm,
@@ -211,6 +216,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "DPM-Solver++ multistep: sharp in 20 steps, one network call a step",
         order: 2,
         frame: Frame::Preserving,
+        flows: OnFlows::LogSnr,
         reference: "diffusers DPMSolverMultistepScheduler, algorithm dpmsolver++; Lu et al. 2022",
         class: Some("DPMSolverMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Dpm),
@@ -225,6 +231,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         order: 2,
         stochastic: true,
         frame: Frame::Preserving,
+        flows: OnFlows::LogSnr,
         reference: "diffusers DPMSolverMultistepScheduler, algorithm sde-dpmsolver++",
         class: Some("DPMSolverMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Dpm),
@@ -239,6 +246,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         order: 3,
         stochastic: true,
         default_eta: Some(1.0),
+        flows: OnFlows::Exploding,
         reference: "k-diffusion sample_dpmpp_3m_sde, with independent noise for its Brownian tree",
         new: |_, eta, options| Box::new(dpmpp_3m_sde::Dpmpp3mSde::new(eta, options.s_noise)),
         ..BASE
@@ -249,6 +257,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "DPM-Solver++ singlestep: two steps share a start, one network call a step",
         order: 2,
         frame: Frame::Preserving,
+        flows: OnFlows::LogSnr,
         reference: "diffusers DPMSolverSinglestepScheduler, algorithm dpmsolver++",
         class: Some("DPMSolverSinglestepScheduler"),
         grid: Grid::Multistep(Multistep::DpmSingle),
@@ -282,6 +291,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         order: 2,
         stochastic: true,
         default_eta: Some(1.0),
+        flows: OnFlows::Exploding,
         reference: "diffusers DPMSolverSDEScheduler, with independent noise for its Brownian tree",
         class: Some("DPMSolverSDEScheduler"),
         grid: Grid::Exploding(Exploding::DpmSde),
@@ -301,6 +311,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "Predictor and corrector for one network call a step: good from 10 steps",
         order: 2,
         frame: Frame::Preserving,
+        flows: OnFlows::LogSnr,
         reference: "diffusers UniPCMultistepScheduler; Zhao et al. 2023",
         class: Some("UniPCMultistepScheduler"),
         grid: Grid::Multistep(Multistep::UniPc),
@@ -313,6 +324,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "Exponential integrator with the noise extrapolated in ln(sigma)",
         order: 2,
         frame: Frame::Preserving,
+        flows: OnFlows::LogSnr,
         reference: "diffusers DEISMultistepScheduler; Zhang and Chen 2023",
         class: Some("DEISMultistepScheduler"),
         grid: Grid::Multistep(Multistep::Deis),
@@ -342,10 +354,10 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         check: check_distilled,
         calls: one_a_step,
         new: |plan, _, _| {
-            let timestep_scaling = plan.config.timestep_scaling.unwrap_or(10.0);
+            let scaling = plan.config.timestep_scaling.unwrap_or(10.0);
             Box::new(lcm::Lcm {
                 clip: clip_range(plan, false),
-                timestep_scaling,
+                timestep_scaling: (plan.frame != Frame::Straight).then_some(scaling),
             })
         },
         ..BASE
@@ -356,6 +368,9 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         stochastic: true,
         default_eta: Some(0.3),
         frame: Frame::Preserving,
+        flows: OnFlows::Unfit(
+            "it follows the alphas of a discrete chain; lcm is for distilled flows",
+        ),
         reference: "diffusers TCDScheduler; Zheng et al. 2024",
         class: Some("TCDScheduler"),
         grid: Grid::Tcd,
@@ -370,6 +385,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         summary: "Extended reverse-time SDE of third order: stochastic, yet good with few steps",
         order: 3,
         stochastic: true,
+        flows: OnFlows::Exploding,
         reference: "ComfyUI sample_er_sde; Cui et al. 2023",
         new: |_, _, options| Box::new(er_sde::ErSde::new(options.s_noise)),
         ..BASE
@@ -403,6 +419,7 @@ pub static SAMPLERS: &[SamplerInfo] = &[
         stochastic: true,
         needs_uncond: true,
         default_eta: Some(1.0),
+        flows: OnFlows::Exploding,
         reference: "ComfyUI sample_euler_ancestral_cfg_pp; Chung et al. 2024",
         new: |_, eta, options| {
             Box::new(cfg_pp::EulerCfgPp {

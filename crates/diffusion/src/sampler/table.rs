@@ -15,6 +15,35 @@ pub enum Frame {
     Exploding,
     /// `x = alpha · x0 + sigma · noise` with `alpha² + sigma² = 1`.
     Preserving,
+    /// `x = (1 - sigma) · x0 + sigma · noise`, in which flow models run.
+    Straight,
+}
+
+/// How a sampler runs on flow models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFlows {
+    /// In the flow's own form. `dx/dsigma = (x - denoised) / sigma` holds there as in variance-exploding form, so that
+    /// formulas in sigma alone stay as they are; as in ComfyUI.
+    Straight,
+    /// In the flow's own form, by formulas in the log-SNR: a start from pure noise is moved by 1e-4 of time, for it has
+    /// none. As diffusers' classes with `use_flow_sigmas`.
+    LogSnr,
+    /// In variance-exploding form, `x / (1 - sigma)`, where its noise is of the right size; the start is moved likewise.
+    Exploding,
+    /// Not at all, and why.
+    Unfit(&'static str),
+}
+
+impl OnFlows {
+    /// One line for lists.
+    pub fn summary(self) -> &'static str {
+        match self {
+            Self::Straight => "as it is",
+            Self::LogSnr => "as it is, in the log-SNR",
+            Self::Exploding => "in variance-exploding form",
+            Self::Unfit(why) => why,
+        }
+    }
 }
 
 impl Frame {
@@ -23,6 +52,7 @@ impl Frame {
         match self {
             Self::Exploding => Level::exploding(sigma, timestep),
             Self::Preserving => Level::preserving_from_sigma(sigma, timestep),
+            Self::Straight => Level::straight(sigma / (1.0 + sigma), timestep),
         }
     }
 }
@@ -67,6 +97,8 @@ pub struct SamplerInfo {
     pub default_eta: Option<f64>,
     /// How it scales its latent.
     pub frame: Frame,
+    /// How it runs on flow models.
+    pub flows: OnFlows,
     /// Whose trajectory it follows.
     pub reference: &'static str,
     /// The diffusers scheduler class that it stands for, if there is one.
@@ -102,6 +134,7 @@ impl SamplerInfo {
     /// The most steps that it takes with a configuration of `train` training steps.
     pub(crate) fn most_steps(&self, config: &SchedulerConfig, train: usize) -> usize {
         match self.grid {
+            _ if config.is_flow() => train,
             Grid::Lcm | Grid::Tcd => original_steps(config),
             // One more than asked is spaced, so the stride is of no length at `train` steps.
             Grid::Multistep(kind)
@@ -116,6 +149,10 @@ impl SamplerInfo {
 
     /// The noise schedule of a configuration as the sampler's class reads it.
     pub(crate) fn noise_schedule(&self, config: &SchedulerConfig) -> Result<NoiseSchedule, Error> {
+        if config.is_flow() {
+            let flow = crate::FlowSchedule::from_config(config)?;
+            return Ok(NoiseSchedule::straight(&flow.table()));
+        }
         let (kind, start, end) = self.defaults.beta;
         if self.defaults.zero_snr || config.rescale_betas_zero_snr.is_none() {
             return NoiseSchedule::with_defaults(config, kind, start, end);
@@ -275,7 +312,15 @@ fn normal(name: &str) -> String {
 /// The sampler that a scheduler configuration names by its `_class_name`: what diffusers runs on a
 /// folder when nothing else is asked for. `None` for a class that no row stands for.
 pub fn of_config(config: &SchedulerConfig) -> Option<&'static SamplerInfo> {
-    let class = config.class_name.as_deref()?;
+    let class = match config.class_name.as_deref()? {
+        "FlowMatchEulerDiscreteScheduler" if config.stochastic_sampling == Some(true) => {
+            "LCMScheduler"
+        }
+        "FlowMatchEulerDiscreteScheduler" => "EulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler" => "HeunDiscreteScheduler",
+        "FlowMatchLCMScheduler" => "LCMScheduler",
+        class => class,
+    };
     let sde = class == "DPMSolverMultistepScheduler"
         && config
             .algorithm_type

@@ -24,6 +24,14 @@ pub(super) fn sgm_uniform(
 
 /// The first `steps` of `count` sigmas, evenly over the training steps from the top.
 fn even(model: &ModelSigmas<'_>, count: usize, steps: usize) -> Vec<f64> {
+    if let Some(flow) = model.flow {
+        // As ComfyUI, which shifts the even times between the ends, the lower of which is shifted already.
+        return linspace(model.sigma_max, model.sigma_min, count)
+            .iter()
+            .take(steps)
+            .map(|&time| flow.sigma(time))
+            .collect();
+    }
     let logs: Vec<f64> = model.sigmas.iter().map(|sigma| sigma.ln()).collect();
     let step_of = |sigma: f64| {
         let log = sigma.ln();

@@ -18,6 +18,7 @@ mod linear_quadratic;
 pub use align_your_steps::SearchedLevels;
 
 use crate::beta::NoiseSchedule;
+use crate::flow::FlowSchedule;
 use crate::plan::Sigmas;
 
 /// More steps than anybody has asked for in earnest.
@@ -34,9 +35,19 @@ pub struct ModelSigmas<'a> {
     pub sigma_max: f64,
     /// Whose published levels `align_your_steps` takes.
     pub searched: SearchedLevels,
+    /// The flow, if the network was trained on one. All sigmas then are shares of noise, up to 1.
+    pub flow: Option<FlowSchedule>,
 }
 
 impl<'a> ModelSigmas<'a> {
+    /// The sigmas of a flow from its table.
+    pub fn of_flow(table: &'a [f64], flow: FlowSchedule) -> Self {
+        Self {
+            flow: Some(flow),
+            ..Self::new(table)
+        }
+    }
+
     /// The sigmas of a network from its table, with the ends of the table as the ends of the run.
     /// An empty table gives NaN for them, which every schedule refuses.
     pub fn new(sigmas: &'a [f64]) -> Self {
@@ -45,6 +56,7 @@ impl<'a> ModelSigmas<'a> {
             sigma_min: sigmas.first().copied().unwrap_or(f64::NAN),
             sigma_max: sigmas.last().copied().unwrap_or(f64::NAN),
             searched: SearchedLevels::default(),
+            flow: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A loss is three independent choices (Karras et al. 2022): the distribution of the noise levels
 //! ([`TimestepSampling`]), the target ([`Prediction`]) and the weight ([`LossWeight`]). [`Objective`] holds
-//! them together with the forward process.
+//! them together with the forward process: a chain of noising steps, or a straight flow.
 //!
 //! Everything random is a function of `(seed, step)` by [`Draw`], so that a run that was interrupted goes on
 //! with the same numbers, and no generator's state has to be saved.
@@ -19,6 +19,7 @@ pub use weight::LossWeight;
 use crate::beta::NoiseSchedule;
 use crate::config::SchedulerConfig;
 use crate::error::Error;
+use crate::flow::FlowSchedule;
 use crate::level::Level;
 use crate::prediction::Prediction;
 
@@ -26,17 +27,26 @@ use crate::prediction::Prediction;
 /// levels `t` drawn from `timesteps`, with `x_t = alpha_t · x0 + sigma_t · noise`.
 #[derive(Debug, Clone)]
 pub struct Objective {
-    schedule: NoiseSchedule,
+    process: Process,
     prediction: Prediction,
     timesteps: TimestepSampling,
     weight: LossWeight,
     offset_noise: f64,
 }
 
+/// How examples become noise.
+#[derive(Debug, Clone)]
+enum Process {
+    /// Step by step (Ho et al. 2020).
+    Chain(NoiseSchedule),
+    /// Along a straight line (Liu et al. 2022).
+    Flow(FlowSchedule),
+}
+
 /// The noise levels of one batch, with what each example's error counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchLevels {
-    /// One level an example; `timestep` is a whole number of training steps.
+    /// One level an example; `timestep` is a whole number of training steps, of a shifted flow a fraction.
     pub levels: Vec<Level>,
     /// One factor an example.
     pub weights: Vec<f64>,
@@ -66,10 +76,16 @@ impl Objective {
         weight: LossWeight,
         offset_noise: f64,
     ) -> Result<Self, Error> {
-        let schedule = NoiseSchedule::from_config(scheduler)?;
         let prediction = scheduler.prediction();
-        let signal = schedule.alphas_cumprod().last().copied().unwrap_or(0.0);
-        if signal <= 0.0 && prediction == Prediction::Epsilon {
+        let process = match scheduler.is_flow() {
+            true => Process::Flow(FlowSchedule::from_config(scheduler)?),
+            false => Process::Chain(NoiseSchedule::from_config(scheduler)?),
+        };
+        let silent = match &process {
+            Process::Chain(schedule) => schedule.alphas_cumprod().last().is_some_and(|a| *a <= 0.0),
+            Process::Flow(_) => true,
+        };
+        if silent && prediction == Prediction::Epsilon {
             return Err(Error::Config {
                 found: "zero terminal SNR with prediction_type epsilon".into(),
                 expected: "v_prediction or sample: without signal, the noise is the input itself",
@@ -85,7 +101,7 @@ impl Objective {
             });
         }
         Ok(Self {
-            schedule,
+            process,
             prediction,
             timesteps,
             weight,
@@ -93,9 +109,27 @@ impl Objective {
         })
     }
 
-    /// The forward process.
-    pub fn schedule(&self) -> &NoiseSchedule {
-        &self.schedule
+    /// Training steps of the forward process.
+    pub fn steps(&self) -> usize {
+        match &self.process {
+            Process::Chain(schedule) => schedule.len(),
+            Process::Flow(flow) => flow.train(),
+        }
+    }
+
+    /// The level of a training step, counted from 0, the one with the least noise.
+    ///
+    /// # Panics
+    /// When there are not so many steps.
+    pub fn level(&self, step: usize) -> Level {
+        assert!(step < self.steps(), "a training step");
+        match &self.process {
+            Process::Chain(schedule) => schedule.level(step),
+            Process::Flow(flow) => {
+                let sigma = flow.sigma((step + 1) as f64 / flow.train() as f64);
+                Level::straight(sigma, flow.timestep(sigma))
+            }
+        }
     }
 
     /// What the network predicts.
@@ -105,15 +139,12 @@ impl Objective {
 
     /// Levels and weights for the `batch` examples of a step.
     pub fn levels(&self, draw: &Draw, batch: usize) -> BatchLevels {
-        let steps = self.schedule.len();
+        let steps = self.steps();
         let levels: Vec<Level> = self
             .timesteps
             .times(draw, batch)
             .into_iter()
-            .map(|time| {
-                self.schedule
-                    .level(((time * steps as f64) as usize).min(steps - 1))
-            })
+            .map(|time| self.level(((time * steps as f64) as usize).min(steps - 1)))
             .collect();
         let weights = levels
             .iter()

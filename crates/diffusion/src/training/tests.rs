@@ -18,12 +18,21 @@ fn objective(prediction: Prediction, weight: LossWeight) -> Objective {
     .unwrap_or_else(|e| panic!("{e}"))
 }
 
-const ALL: [Prediction; 3] = [Prediction::Epsilon, Prediction::V, Prediction::Sample];
+const ALL: [Prediction; 4] = [
+    Prediction::Epsilon,
+    Prediction::V,
+    Prediction::Sample,
+    Prediction::Flow,
+];
 
 #[test]
 fn a_target_is_what_recovers_the_clean_latent() {
     let (clean, noise) = ([0.3_f32, -1.2, 0.8], [1.1_f32, 0.4, -0.6]);
-    for level in [Level::preserving(0.3, 500.0), Level::exploding(2.0, 500.0)] {
+    for level in [
+        Level::preserving(0.3, 500.0),
+        Level::exploding(2.0, 500.0),
+        Level::straight(0.4, 400.0),
+    ] {
         let x = level.add_noise(&clean, &noise);
         for prediction in ALL {
             let target = prediction.target(&clean, &noise, level);
@@ -58,6 +67,23 @@ fn weights_are_the_published_ones() {
         );
         near(LossWeight::Uniform.of(Prediction::V, level(snr)), 1.0);
     }
+    // diffusers' compute_loss_weighting_for_sd3, of the velocity of a flow.
+    for sigma in [0.001, 0.3, 0.5, 0.9, 1.0] {
+        let level = Level::straight(sigma, 0.0);
+        let bottom = 1.0 - 2.0 * sigma + 2.0 * sigma * sigma;
+        for (weight, expected) in [
+            (LossWeight::SigmaSqrt, sigma.powi(-2)),
+            (LossWeight::CosMap, 2.0 / (std::f64::consts::PI * bottom)),
+        ] {
+            // The level without signal is taken a hair beside it.
+            let found = weight.of(Prediction::Flow, level);
+            assert!(
+                (found - expected).abs() < 1e-5 * expected,
+                "{found} {expected}"
+            );
+        }
+        near(LossWeight::Uniform.of(Prediction::Flow, level), 1.0);
+    }
     // Without any signal the weights are still numbers.
     let silent = Level::preserving(0.0, 999.0);
     for weight in [
@@ -75,7 +101,11 @@ fn a_restated_weight_is_the_same_loss() {
     let level = Level::preserving(0.7, 100.0);
     let (clean, wrong, noise) = ([0.5_f32], [0.75_f32], [-0.4_f32]);
     let x = level.add_noise(&clean, &noise);
-    for weight in [LossWeight::MinSnr { gamma: 1.0 }, LossWeight::Debiased] {
+    for weight in [
+        LossWeight::MinSnr { gamma: 1.0 },
+        LossWeight::Debiased,
+        LossWeight::CosMap,
+    ] {
         let losses = ALL.map(|p| {
             let (a, b) = (
                 p.output(&wrong, &x, level)[0],
@@ -113,6 +143,17 @@ fn times_follow_their_distribution() {
         (center + 0.5).abs() < 0.036 && (spread - 0.8).abs() < 0.026,
         "{center} {spread}"
     );
+    // The density of Esser et al.'s mode sampling is the inverse of the slope of their map.
+    let scale = 1.29;
+    let map = |u: f64| {
+        let cos = (std::f64::consts::FRAC_PI_2 * u).cos();
+        1.0 - u - scale * (cos * cos - 1.0 + u)
+    };
+    let found = TimestepSampling::Mode { scale }.times(&Draw::new(7, 0), 64);
+    let plain = TimestepSampling::Uniform.times(&Draw::new(7, 0), 64);
+    for (t, u) in found.iter().zip(plain) {
+        assert!((t - map(u)).abs() < 1e-12 && (0.0..1.0).contains(t));
+    }
     // Each sixteenth of the range is visited once in every batch of sixteen.
     for step in 0..50 {
         let mut bins = [0; 16];
@@ -158,13 +199,44 @@ fn offset_noise_moves_whole_channels() {
     .unwrap_or_else(|e| panic!("{e}"));
     let draw = Draw::new(1, 0);
     let clean = vec![0.0; 2 * 5000];
-    let level = objective.schedule().level(999);
+    let level = objective.level(999);
     let noised = objective.noised(&draw, 0, &clean, 2, |i| i / 5000, level);
     let mut offsets = [0.0; 2];
     draw.offsets(0, &mut offsets);
     for (half, offset) in noised.target.chunks(5000).zip(offsets) {
         let mean = half.iter().sum::<f32>() / 5000.0;
         assert!((mean - offset).abs() < 0.057, "{mean} {offset}");
+    }
+}
+
+#[test]
+fn a_flow_goes_straight_from_the_clean_latent_to_noise() {
+    let scheduler = SchedulerConfig {
+        prediction_type: Some(Prediction::Flow),
+        num_train_timesteps: Some(1000),
+        shift: Some(3.0),
+        ..SchedulerConfig::default()
+    };
+    let uniform = TimestepSampling::Uniform;
+    let objective = Objective::new(&scheduler, uniform, LossWeight::Uniform, 0.0)
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(objective.steps(), 1000);
+    // diffusers: sigmas = linspace(1, 1000) / 1000, shifted; timesteps = sigmas * 1000.
+    for (step, plain) in [(0, 0.001), (499, 0.5), (999, 1.0)] {
+        let level = objective.level(step);
+        let sigma = 3.0 * plain / (1.0 + 2.0 * plain);
+        assert!((level.sigma - sigma).abs() < 1e-12 && (level.alpha + sigma - 1.0).abs() < 1e-12);
+        assert!((level.timestep - 1000.0 * sigma).abs() < 1e-9);
+    }
+    let draw = Draw::new(1, 0);
+    let clean = [0.5_f32, -2.0];
+    let mut noise = [0.0; 2];
+    draw.normal(0, &mut noise);
+    let level = objective.level(499);
+    let noised = objective.noised(&draw, 0, &clean, 1, |_| 0, level);
+    for i in 0..2 {
+        assert!((noised.target[i] - (noise[i] - clean[i])).abs() < 1e-6);
+        assert!((noised.input[i] - (0.25 * clean[i] + 0.75 * noise[i])).abs() < 1e-6);
     }
 }
 

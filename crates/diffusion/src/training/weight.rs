@@ -25,6 +25,12 @@ pub enum LossWeight {
     },
     /// `sqrt(snr)` of the clean latent's error (Yu et al. 2023): `1 / sqrt(snr)` for epsilon.
     Debiased,
+    /// `1 / sigma²` of a straight flow's velocity, with its share of noise `sigma` (Esser et al. 2024; diffusers'
+    /// `sigma_sqrt`).
+    SigmaSqrt,
+    /// `2 / (pi (1 - 2 sigma + 2 sigma²))` of a straight flow's velocity (Esser et al. 2024; diffusers' `cosmap`).
+    #[serde(rename = "cosmap")]
+    CosMap,
     /// `(s² + d²) / (s d)²` of the clean latent's error, with `s² = 1 / snr` (Karras et al. 2022).
     Edm {
         /// Standard deviation `d` of the data; 0.5 for pictures, 1 for scaled latents.
@@ -46,7 +52,7 @@ impl LossWeight {
         let (option, found) = match self {
             Self::MinSnr { gamma } => ("loss_weight.gamma", gamma),
             Self::Edm { sigma_data } => ("loss_weight.sigma_data", sigma_data),
-            Self::Uniform | Self::Debiased => return Ok(()),
+            Self::Uniform | Self::Debiased | Self::SigmaSqrt | Self::CosMap => return Ok(()),
         };
         if found > 0.0 && found.is_finite() {
             return Ok(());
@@ -68,10 +74,17 @@ impl LossWeight {
             ..level
         };
         let snr = (level.alpha / level.sigma).powi(2);
+        let share = level.sigma / (level.alpha + level.sigma);
         let of_clean = match self {
             Self::Uniform => return 1.0,
             Self::MinSnr { gamma } => snr.min(gamma),
             Self::Debiased => snr.sqrt(),
+            // An error of the velocity is one of the clean latent times the share of noise.
+            Self::SigmaSqrt => share.powi(-4),
+            Self::CosMap => {
+                let bottom = 1.0 - 2.0 * share + 2.0 * share * share;
+                2.0 / (std::f64::consts::PI * bottom * share * share)
+            }
             Self::Edm { sigma_data } => snr + 1.0 / (sigma_data * sigma_data),
         };
         of_clean * prediction.error_factor(level)

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::median;
 use crate::decode::Decoder;
-use crate::network::UNetNetwork;
+use crate::network::AnyNetwork;
 use crate::noise::BatchNoise;
 use crate::request::Request;
 use crate::schedule::needs_uncond;
@@ -95,7 +95,7 @@ pub fn time_model(
 fn latent_shape(model: &Checkpoint, request: &Request) -> [usize; 4] {
     let factor = model.vae.config.factor();
     let [height, width] = [request.height, request.width].map(|side| side as usize / factor);
-    let channels = model.unet.config.out_channels;
+    let channels = model.network.config.out_channels();
     [request.batch as usize, channels, height, width]
 }
 
@@ -108,11 +108,9 @@ fn encode(
     let start = Instant::now();
     let conditioner = text::load(model, device)?;
     *load += start.elapsed().as_secs_f64();
-    let found = repeat(RUNS, || text::encode(&conditioner, request))?;
+    let found = repeat(RUNS, || text::encode(&conditioner, model, request))?;
     drop(conditioner);
-    for part in &model.text {
-        part.encoder.source.release_pages();
-    }
+    text::release(model);
     buffer::release();
     Ok(found)
 }
@@ -126,10 +124,9 @@ fn steps(
     load: &mut f64,
 ) -> Result<f64, EngineError> {
     let start = Instant::now();
-    let unet = model.load_unet(device)?;
+    let mut network = AnyNetwork::load(encoded, request, model, device)?;
     *load += start.elapsed().as_secs_f64();
-    let mut network = UNetNetwork::new(unet, encoded, request, model, device)?;
-    let branches = match needs_uncond(request)? {
+    let branches = match needs_uncond(model, request)? {
         true => Branches::CondAndUncond,
         false => Branches::Cond,
     };
@@ -145,7 +142,7 @@ fn steps(
     };
     let (_, seconds) = repeat(request.steps as usize, call)?;
     drop(network);
-    model.unet.source.release_pages();
+    model.network.source.release_pages();
     buffer::release();
     Ok(seconds)
 }

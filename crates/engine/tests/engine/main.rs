@@ -7,6 +7,8 @@
 mod bad_models;
 mod default_model;
 mod determinism;
+mod flow;
+mod flow_layouts;
 mod layouts;
 mod lora;
 mod pipelines;

@@ -8,7 +8,7 @@ use aquatint_engine::diffusion::TimestepSpacing;
 use aquatint_engine::models::{Checkpoint, Location, OpenOptions};
 use aquatint_engine::picture::Picture;
 use aquatint_engine::{
-    Device, EngineError, Event, PromptSyntax, Request, RunOptions, Stage, generate,
+    Device, EngineError, Event, PromptSyntax, Request, RunOptions, SkipLayers, Stage, generate,
 };
 use aquatint_testkit::{Case, Cases, Tensors, compare, golden, pixels_within, psnr};
 
@@ -51,7 +51,10 @@ impl References {
 
 /// The request that a case is.
 pub fn request(case: &Case) -> Request {
-    let usual_layer = if case.model == "sdxl" { 2 } else { 1 };
+    let usual_layer = match case.model.as_str() {
+        "sd1" | "sd2" => 1,
+        _ => 2,
+    };
     let has_eta = matches!(case.sampler.as_str(), "ddim" | "tcd");
     Request {
         prompt: case.prompt.clone(),
@@ -68,6 +71,11 @@ pub fn request(case: &Case) -> Request {
         clip_skip: (case.clip_skip > 1).then(|| (usual_layer + case.clip_skip - 1) as u32),
         eta: has_eta.then_some(case.eta),
         prompt_syntax: PromptSyntax::Plain,
+        // What golden/flow_references.py gives diffusers.
+        skip_layers: case.name.contains("skip_guidance").then(|| SkipLayers {
+            stop: 0.4,
+            ..SkipLayers::new(vec![1])
+        }),
         ..Request::default()
     }
 }

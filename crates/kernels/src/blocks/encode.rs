@@ -79,10 +79,10 @@ impl Job for Encode<'_> {
         } = self;
         match format {
             BlockFormat::Q8_0 => each::<Q8_0, 32>(values, out, encode_8_0),
-            BlockFormat::Q4_0 => each::<Q4_0, 32>(values, out, |x, b| encode_symmetric::<4>(x, b)),
-            BlockFormat::Q5_0 => each::<Q5_0, 32>(values, out, |x, b| encode_symmetric::<5>(x, b)),
-            BlockFormat::Q4_1 => each::<Q4_1, 32>(values, out, |x, b| encode_affine::<4>(x, b)),
-            BlockFormat::Q5_1 => each::<Q5_1, 32>(values, out, |x, b| encode_affine::<5>(x, b)),
+            BlockFormat::Q4_0 => each::<Q4_0, 32>(values, out, encode_symmetric::<4>),
+            BlockFormat::Q5_0 => each::<Q5_0, 32>(values, out, encode_symmetric::<5>),
+            BlockFormat::Q4_1 => each::<Q4_1, 32>(values, out, encode_affine::<4>),
+            BlockFormat::Q5_1 => each::<Q5_1, 32>(values, out, encode_affine::<5>),
             BlockFormat::Q2K => each::<super::Q2K, 256>(values, out, encode_q2_k),
             BlockFormat::Q3K => each::<super::Q3K, 256>(values, out, encode_q3_k),
             BlockFormat::Q4K => each::<super::Q4K, 256>(values, out, encode_q4_k),

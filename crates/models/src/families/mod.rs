@@ -2,16 +2,22 @@
 //!
 //! No family's name stands anywhere else: everything that differs is in a row of [`FAMILIES`].
 
+mod exchange;
+mod flux;
 mod sd1;
 mod sd2;
+mod sd3;
 mod sdxl;
 
 use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, SchedulerConfig, TimestepSpacing};
 
+pub use exchange::{gguf_architecture, is_delicate};
+
 use crate::ModelError;
+use crate::network::NetworkConfig;
+use crate::t5::T5Config;
 use crate::text::ClipTextConfig;
-use crate::unet::UNetConfig;
 use crate::vae::{LatentRgb, VaeConfig};
 
 /// What is known of a model before it is loaded.
@@ -35,6 +41,8 @@ pub struct Facts {
     pub scheduler: Option<SchedulerConfig>,
     /// Name of the file or folder, in lower case.
     pub name: String,
+    /// The network, when it is a transformer: then nothing of the above says anything but the channels.
+    pub transformer: Option<NetworkConfig>,
     /// Whether the file carries a marker of v-prediction, or of epsilon, in its tensors.
     pub prediction_marker: Option<Prediction>,
 }
@@ -59,6 +67,22 @@ pub enum TextUse {
     One,
     /// Two encoders, the penultimate layers side by side, and the second's projection pooled.
     Two,
+    /// Stable Diffusion 3: two such encoders, both projections pooled, and T5 behind them in the sequence. Any may be
+    /// left out.
+    Joint,
+    /// FLUX: T5, and the pooled state of one encoder.
+    T5AndPooled,
+}
+
+/// What the guidance scale of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuidanceUse {
+    /// That of classifier-free guidance: the network runs on the negative prompt too.
+    ClassifierFree,
+    /// A number that the network is told.
+    Embedded,
+    /// Nothing: the network was distilled without one.
+    Unused,
 }
 
 /// What a family is like, given the facts.
@@ -76,6 +100,10 @@ pub struct Spec {
     pub own_sampler: Option<&'static str>,
     /// Use of the text encoders.
     pub text: TextUse,
+    /// Tokens that T5 reads, where the family has it.
+    pub t5_tokens: usize,
+    /// Use of the guidance scale.
+    pub guidance: GuidanceUse,
     /// Whether an absent negative prompt is zeros (SDXL), not an encoded empty text.
     pub zeros_without_negative: bool,
     /// Why this family and prediction: evidence in words.
@@ -92,8 +120,8 @@ pub struct Family {
     pub detect: fn(&Facts) -> Option<&'static str>,
     /// What the family is like.
     pub spec: fn(&Facts) -> Spec,
-    /// UNet of a single file that has no configuration.
-    pub unet: fn() -> UNetConfig,
+    /// Network of a single file that has no configuration.
+    pub network: fn() -> NetworkConfig,
     /// Autoencoder of a single file that has no configuration.
     pub vae: fn() -> VaeConfig,
     /// Linear approximation of the decoder, for previews.
@@ -102,6 +130,8 @@ pub struct Family {
     pub searched: SearchedLevels,
     /// Text encoders of a single file that has no configuration.
     pub text: fn() -> Vec<ClipTextConfig>,
+    /// T5 of such a file, where the family has one.
+    pub t5: Option<fn() -> T5Config>,
 }
 
 impl std::fmt::Debug for Family {
@@ -111,7 +141,16 @@ impl std::fmt::Debug for Family {
 }
 
 /// Every family, the more particular first.
-pub static FAMILIES: &[Family] = &[sdxl::FAMILY, sd2::FAMILY, sd1::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    flux::DEV,
+    flux::SCHNELL,
+    sd3::MEDIUM_35,
+    sd3::LARGE_35,
+    sd3::MEDIUM,
+    sdxl::FAMILY,
+    sd2::FAMILY,
+    sd1::FAMILY,
+];
 
 /// The family of a model, with the evidence.
 ///
@@ -124,6 +163,14 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
             hint: hint.into(),
         })
     };
+    let found = || {
+        FAMILIES
+            .iter()
+            .find_map(|f| (f.detect)(facts).map(|why| (f, why)))
+    };
+    if let (Some(_), Some(found)) = (&facts.transformer, found()) {
+        return Ok(found);
+    }
     match facts.in_channels {
         4 => {}
         n if n == facts.out_channels => {}
@@ -161,18 +208,15 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
             "use the SDXL base model; it makes pictures by itself",
         );
     }
-    FAMILIES
-        .iter()
-        .find_map(|f| (f.detect)(facts).map(|why| (f, why)))
-        .map_or_else(
-            || {
-                unsupported(
-                    "a UNet of no known family".into(),
-                    "Stable Diffusion 1.x, 2.x and SDXL are supported",
-                )
-            },
-            Ok,
-        )
+    found().map_or_else(
+        || {
+            unsupported(
+                "a UNet of no known family".into(),
+                "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 and FLUX.1 are supported",
+            )
+        },
+        Ok,
+    )
 }
 
 /// What a low-rank addition tells of the model that it was made for.
@@ -195,12 +239,20 @@ pub(crate) fn of_lora(clues: &LoraClues<'_>) -> Option<&'static str> {
         ("transformer_transformer_blocks_", "Stable Diffusion 3"),
     ];
     let of_context = |width| {
-        let family = FAMILIES
-            .iter()
-            .find(|f| (f.unet)().context_dim() == Some(width));
+        let family = FAMILIES.iter().find(|f| {
+            (f.network)()
+                .unet()
+                .is_ok_and(|unet| unet.context_dim() == Some(width))
+        });
         family.map(|f| f.title)
     };
-    let two = || FAMILIES.iter().find(|f| (f.text)().len() == 2);
+    let two = || {
+        let is_unet = |f: &&Family| (f.network)().unet().is_ok();
+        FAMILIES
+            .iter()
+            .filter(is_unet)
+            .find(|f| (f.text)().len() == 2)
+    };
     let named = TRANSFORMERS
         .iter()
         .find(|(part, _)| clues.names.iter().any(|name| name.contains(part)));

@@ -3,7 +3,8 @@
 use aquatint_diffusion::Prediction;
 use aquatint_diffusion::schedule::SearchedLevels;
 
-use super::{Defaults, Facts, Family, Spec, TextUse, scheduler, stored_prediction};
+use super::{Defaults, Facts, Family, GuidanceUse, Spec, TextUse, scheduler, stored_prediction};
+use crate::network::NetworkConfig;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
 use crate::vae::{LatentRgb, VaeConfig};
@@ -13,11 +14,12 @@ pub(super) const FAMILY: Family = Family {
     title: "Stable Diffusion 1.x",
     detect,
     spec,
-    unet: UNetConfig::sd1,
+    network: || NetworkConfig::UNet(UNetConfig::sd1()),
     vae: VaeConfig::sd1,
     preview: LatentRgb::sd1,
     searched: SearchedLevels::StableDiffusion,
     text: || vec![ClipTextConfig::vit_l_14()],
+    t5: None,
 };
 
 fn detect(facts: &Facts) -> Option<&'static str> {
@@ -43,6 +45,8 @@ fn spec(facts: &Facts) -> Spec {
         own_size: None,
         own_sampler: None,
         text: TextUse::One,
+        t5_tokens: 0,
+        guidance: GuidanceUse::ClassifierFree,
         zeros_without_negative: false,
         why: String::new(),
     }

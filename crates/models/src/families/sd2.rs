@@ -3,7 +3,10 @@
 use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, TimestepSpacing};
 
-use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
+use super::{
+    Defaults, Facts, Family, GuidanceUse, Spec, TextUse, is_turbo, scheduler, stored_prediction,
+};
+use crate::network::NetworkConfig;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
 use crate::vae::{LatentRgb, VaeConfig};
@@ -13,11 +16,12 @@ pub(super) const FAMILY: Family = Family {
     title: "Stable Diffusion 2.x",
     detect,
     spec,
-    unet: UNetConfig::sd2,
+    network: || NetworkConfig::UNet(UNetConfig::sd2()),
     vae: VaeConfig::sd1,
     preview: LatentRgb::sd1,
     searched: SearchedLevels::StableDiffusion,
     text: || vec![ClipTextConfig::vit_h_14()],
+    t5: None,
 };
 
 fn detect(facts: &Facts) -> Option<&'static str> {
@@ -58,6 +62,8 @@ fn spec(facts: &Facts) -> Spec {
         own_size: None,
         own_sampler: None,
         text: TextUse::One,
+        t5_tokens: 0,
+        guidance: GuidanceUse::ClassifierFree,
         zeros_without_negative: false,
         why: String::new(),
     }

@@ -3,7 +3,10 @@
 use aquatint_diffusion::schedule::SearchedLevels;
 use aquatint_diffusion::{Prediction, TimestepSpacing};
 
-use super::{Defaults, Facts, Family, Spec, TextUse, is_turbo, scheduler, stored_prediction};
+use super::{
+    Defaults, Facts, Family, GuidanceUse, Spec, TextUse, is_turbo, scheduler, stored_prediction,
+};
+use crate::network::NetworkConfig;
 use crate::text::ClipTextConfig;
 use crate::unet::UNetConfig;
 use crate::vae::{LatentRgb, VaeConfig};
@@ -13,11 +16,12 @@ pub(super) const FAMILY: Family = Family {
     title: "Stable Diffusion XL",
     detect,
     spec,
-    unet: UNetConfig::sdxl,
+    network: || NetworkConfig::UNet(UNetConfig::sdxl()),
     vae: VaeConfig::sdxl,
     preview: LatentRgb::sdxl,
     searched: SearchedLevels::StableDiffusionXl,
     text: || vec![ClipTextConfig::vit_l_14(), ClipTextConfig::vit_big_g_14()],
+    t5: None,
 };
 
 fn detect(facts: &Facts) -> Option<&'static str> {
@@ -45,6 +49,8 @@ fn spec(facts: &Facts) -> Spec {
         own_size: None,
         own_sampler: None,
         text: TextUse::Two,
+        t5_tokens: 0,
+        guidance: GuidanceUse::ClassifierFree,
         zeros_without_negative: true,
         why: String::new(),
     }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 mod open_clip;
+mod transformers;
 mod unet;
 mod vae;
 
@@ -17,6 +18,10 @@ pub struct Place {
     pub name: String,
     /// Part `.0` of `.1` equal parts along axis 0 (fused query, key and value).
     pub part: Option<(usize, usize)>,
+    /// How many of those parts, from that one on.
+    pub span: usize,
+    /// The file keeps the two halves of axis 0 the other way round.
+    pub swapped: bool,
     /// The file keeps the transpose of the matrix.
     pub transposed: bool,
 }
@@ -26,6 +31,8 @@ impl Place {
         Place {
             name: name.into(),
             part: None,
+            span: 1,
+            swapped: false,
             transposed: false,
         }
     }
@@ -48,6 +55,15 @@ pub enum Naming {
     },
     /// OpenCLIP text tower.
     OpenClip,
+    /// Stability's MMDiT, with its number of blocks.
+    Mmdit {
+        /// Joint blocks.
+        layers: usize,
+    },
+    /// Black Forest Labs' FLUX transformer.
+    Flux,
+    /// T5 as GGML names it.
+    T5Ggml,
 }
 
 /// Prefix and naming of one component in one file.
@@ -78,6 +94,9 @@ impl Layout {
             })),
             Naming::LdmVae { levels } => Place::plain(vae::ldm(name, levels)),
             Naming::OpenClip => open_clip::place(name),
+            Naming::Mmdit { layers } => transformers::mmdit(name, layers),
+            Naming::Flux => transformers::flux(name),
+            Naming::T5Ggml => transformers::t5_ggml(name),
         };
         place.name.insert_str(0, &self.prefix);
         place
@@ -187,6 +206,74 @@ pub fn find_text(names: &BTreeSet<&str>, index: usize) -> Option<Layout> {
         }
     }
     None
+}
+
+/// Which diffusion transformer a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransformerKind {
+    /// Of Stable Diffusion 3.
+    Mmdit,
+    /// Of FLUX.1.
+    Flux,
+}
+
+/// Finds a diffusion transformer among a file's names.
+pub fn find_transformer(names: &BTreeSet<&str>) -> Option<(Layout, TransformerKind)> {
+    let has = |prefix: &str, name: &str| names.contains(format!("{prefix}{name}").as_str());
+    for prefix in [
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "transformer.",
+        "",
+    ] {
+        let layout = |naming| Layout {
+            prefix: prefix.to_owned(),
+            naming,
+        };
+        if has(prefix, "joint_blocks.0.x_block.attn.qkv.weight") {
+            let block =
+                |i: &usize| has(prefix, &format!("joint_blocks.{i}.x_block.attn.qkv.weight"));
+            let layers = (0..1000).take_while(block).count();
+            return Some((layout(Naming::Mmdit { layers }), TransformerKind::Mmdit));
+        }
+        if has(prefix, "double_blocks.0.img_attn.qkv.weight") {
+            return Some((layout(Naming::Flux), TransformerKind::Flux));
+        }
+        if has(prefix, "transformer_blocks.0.attn.add_q_proj.weight") {
+            let kind = match (
+                has(prefix, "pos_embed.proj.weight"),
+                has(prefix, "single_transformer_blocks.0.proj_mlp.weight"),
+            ) {
+                (true, _) => TransformerKind::Mmdit,
+                (_, true) => TransformerKind::Flux,
+                _ => continue,
+            };
+            return Some((layout(Naming::Diffusers), kind));
+        }
+    }
+    None
+}
+
+/// Finds T5's encoder among a file's names.
+pub fn find_t5(names: &BTreeSet<&str>) -> Option<Layout> {
+    for prefix in [
+        "text_encoders.t5xxl.transformer.",
+        "text_encoder_3.",
+        "text_encoder_2.",
+        "",
+    ] {
+        let name = format!("{prefix}encoder.block.0.layer.0.SelfAttention.q.weight");
+        if names.contains(name.as_str()) {
+            return Some(Layout {
+                prefix: prefix.to_owned(),
+                naming: Naming::Diffusers,
+            });
+        }
+    }
+    names.contains("enc.blk.0.attn_q.weight").then(|| Layout {
+        prefix: String::new(),
+        naming: Naming::T5Ggml,
+    })
 }
 
 /// A naming of a tiny autoencoder's tensors.

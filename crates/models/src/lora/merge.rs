@@ -163,7 +163,7 @@ impl<'a> Plan<'a> {
         for part in &model.text {
             plan.part(&part.encoder.source, &part.encoder.additions)?;
         }
-        plan.part(&model.unet.source, &model.unet.additions)?;
+        plan.part(&model.network.source, &model.network.additions)?;
         plan.part(&model.vae.source, &model.vae.additions)?;
         for file in &plan.files {
             if file.format() != "safetensors" {

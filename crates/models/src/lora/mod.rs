@@ -74,7 +74,7 @@ pub(crate) fn attach(model: &mut Checkpoint, loras: &[Lora]) -> Result<(), Model
             added.layers += 1;
             added.rank = added.rank.max(addition.rank());
             let all = match component {
-                Component::UNet => &mut model.unet.additions,
+                Component::UNet => &mut model.network.additions,
                 Component::Text(i) => &mut model.text[i].encoder.additions,
             };
             all.add(&site.name, addition);
@@ -90,8 +90,10 @@ type Layers = BTreeMap<(Component, String), Site>;
 /// The layers of a model that can be added to, under every name that files have for them.
 fn layers(model: &Checkpoint) -> Result<Layers, ModelError> {
     let mut layers = Layers::new();
-    for site in sites::unet(&model.unet)? {
-        for name in names::unet(&site.name, &model.unet.config) {
+    // Transformers take none yet.
+    let config = model.network.config.unet()?;
+    for site in sites::unet(&model.network.source, config)? {
+        for name in names::unet(&site.name, config) {
             layers.insert((Component::UNet, name), site.clone());
         }
     }

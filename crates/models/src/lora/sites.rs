@@ -21,9 +21,12 @@ pub(super) struct Site {
 }
 
 /// The layers of a UNet.
-pub(super) fn unet(part: &Part<UNetConfig>) -> Result<Vec<Site>, ModelError> {
-    let probe = Probe::new(&part.source);
-    UNet2DCondition::load(&Params::new(&probe, &Device::flex()), &part.config)?;
+pub(super) fn unet(
+    source: &CheckpointSource,
+    config: &UNetConfig,
+) -> Result<Vec<Site>, ModelError> {
+    let probe = Probe::new(source);
+    UNet2DCondition::load(&Params::new(&probe, &Device::flex()), config)?;
     Ok(probe.found())
 }
 

@@ -293,7 +293,7 @@ impl Conditioner {
                 Hidden::PenultimateAndPooled => output.hidden,
             };
             for (i, chunk) in chunks.iter().enumerate() {
-                states.push(weigh(hidden.clone().narrow(0, i, 1), &chunk.weights));
+                states.push(weigh(hidden.clone().narrow(0, i, 1), 1, &chunk.weights));
             }
             pooled = pooled.or(output.text_embeds.map(|embeds| embeds.narrow(0, 0, 1)));
         }
@@ -311,7 +311,7 @@ impl Conditioning {
 }
 
 /// The chunks of a text, read as `syntax` says.
-fn chunks(
+pub(super) fn chunks(
     text: &str,
     tokenizer: &ClipTokenizer,
     syntax: Syntax,
@@ -343,14 +343,14 @@ fn chunks(
 /// UI would then amplify or negate the whole prompt.)
 ///
 /// # Shapes
-/// - hidden: `[1, tokens, channels]`; weights: one a token of text, after the begin token
-fn weigh(hidden: Tensor<3>, weights: &[f32]) -> Tensor<3> {
+/// - hidden: `[1, tokens, channels]`; weights: one a token of text, which begins at token `first`
+pub(super) fn weigh(hidden: Tensor<3>, first: usize, weights: &[f32]) -> Tensor<3> {
     if weights.iter().all(|&w| w == 1.0) {
         return hidden;
     }
     let [_, tokens, channels] = hidden.dims();
     let mut factors = vec![1f32; tokens];
-    factors[1..=weights.len()].copy_from_slice(weights);
+    factors[first..first + weights.len()].copy_from_slice(weights);
     let means = token_means(&hidden);
     let before: f64 = means.iter().sum();
     let after: f64 = means
@@ -406,7 +406,11 @@ mod tests {
 
     #[test]
     fn weights_keep_the_mean() {
-        let weighed = values(weigh(tokens(&[[1.0, 3.0], [2.0, 4.0], [5.0, 1.0]]), &[2.0]));
+        let weighed = values(weigh(
+            tokens(&[[1.0, 3.0], [2.0, 4.0], [5.0, 1.0]]),
+            1,
+            &[2.0],
+        ));
         // Doubling the middle token takes the sum from 16 to 22.
         let want = [1.0, 3.0, 4.0, 8.0, 5.0, 1.0].map(|v| v * 16.0 / 22.0);
         for (got, want) in weighed.iter().zip(want) {
@@ -418,6 +422,7 @@ mod tests {
     fn a_mean_near_zero_is_left() {
         let weighed = values(weigh(
             tokens(&[[1.0, -1.0], [2.0, -1.9], [-1.0, 0.95]]),
+            1,
             &[2.0],
         ));
         assert_eq!(weighed, [1.0, -1.0, 4.0, -3.8, -1.0, 0.95]);
@@ -426,6 +431,6 @@ mod tests {
     #[test]
     fn weights_of_one_change_nothing() {
         let all = [[1.0, -1.0], [2.0, -1.9], [-1.0, 0.95]];
-        assert_eq!(values(weigh(tokens(&all), &[1.0])), all.as_flattened());
+        assert_eq!(values(weigh(tokens(&all), 1, &[1.0])), all.as_flattened());
     }
 }

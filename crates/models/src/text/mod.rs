@@ -5,6 +5,7 @@ mod chunks;
 mod clip;
 mod conditioning;
 mod config;
+mod joint;
 mod learn;
 pub mod prompt;
 mod tokenizer;
@@ -15,6 +16,7 @@ pub use conditioning::{
     Conditioner, Conditioning, EncodeOptions, Encoded, MAX_CHUNKS, Negative, TextEncoder,
 };
 pub use config::ClipTextConfig;
+pub use joint::{JointConditioner, JointShape};
 pub use learn::{LEAST_VOCABULARY, TokenizerFiles, learn_tokenizer};
 pub use prompt::Syntax;
 pub use tokenizer::{ClipTokenizer, Padding, Tokens};

@@ -105,6 +105,27 @@ impl VaeConfig {
         }
     }
 
+    /// The autoencoder of Stable Diffusion 3 and 3.5: 16 channels, shifted.
+    pub fn sd3() -> Self {
+        VaeConfig {
+            latent_channels: 16,
+            quant_conv: false,
+            post_quant_conv: false,
+            scale: 1.5305,
+            shift: 0.0609,
+            ..Self::sd1()
+        }
+    }
+
+    /// The autoencoder of FLUX.1.
+    pub fn flux() -> Self {
+        VaeConfig {
+            scale: 0.3611,
+            shift: 0.1159,
+            ..Self::sd3()
+        }
+    }
+
     /// Whether the sizes fit together, so that the model can be built and run.
     ///
     /// # Errors

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::diffusion::DataConfig;
-use super::{CheckpointConfig, clip_norm, parse, range, steps};
+use super::{CheckpointConfig, DataConfig, Storage, clip_norm, parse, range, steps};
 use crate::TrainError;
 use crate::optim::{AdamW, Ema, LearningRate};
 
@@ -26,6 +25,13 @@ pub struct AutoencoderConfig {
     /// Gradients longer than this are shortened; 0 for never.
     #[serde(default = "unit")]
     pub clip_norm: f64,
+    /// Outputs of norms, activations and gates are not kept for the backward pass but computed again: less memory,
+    /// a little slower, the same gradients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
+    /// How the trained weights are stored.
+    #[serde(default, skip_serializing_if = "Storage::is_f32")]
+    pub storage: Storage,
     /// A folder with an autoencoder whose weights the run starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
@@ -117,6 +123,7 @@ impl AutoencoderConfig {
         range("batch_size", self.batch_size, 1, 65_536)?;
         range("accumulate", self.accumulate, 1, 65_536)?;
         clip_norm(self.clip_norm)?;
+        self.storage.check()?;
         self.optimizer.check()?;
         self.learning_rate.check()?;
         self.ema.check()?;

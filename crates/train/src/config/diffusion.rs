@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use aquatint_diffusion::training::{LossWeight, Objective, TimestepSampling};
-use aquatint_diffusion::{BetaSchedule, Prediction, SchedulerConfig, TimestepSpacing};
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointConfig, WarmUpConfig, clip_norm, parse, range, steps};
+use super::{
+    CheckpointConfig, DataConfig, ObjectiveConfig, Storage, WarmUpConfig, clip_norm, parse, range,
+    steps,
+};
 use crate::TrainError;
-use crate::data::{Buckets, CaptionOptions, Crop, Folder, PictureOptions, Size};
+use crate::data::{Buckets, PictureOptions, Size};
 use crate::optim::{AdamW, Ema, LearningRate};
 
 /// A diffusion run.
@@ -28,6 +29,13 @@ pub struct DiffusionConfig {
     /// Gradients longer than this are shortened; 0 for never.
     #[serde(default = "unit")]
     pub clip_norm: f64,
+    /// Outputs of norms, activations and gates are not kept for the backward pass but computed again: less memory,
+    /// a little slower, the same gradients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
+    /// How the trained weights are stored.
+    #[serde(default, skip_serializing_if = "Storage::is_f32")]
+    pub storage: Storage,
     /// The network.
     pub model: ModelConfig,
     /// The pictures.
@@ -108,192 +116,6 @@ pub struct ModelConfig {
     /// Width and depth of the network for points.
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     pub points: toml::Table,
-}
-
-/// Points in the plane that need no files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Points {
-    /// scikit-learn's `make_swiss_roll`, seen from the side, scaled to unit variance.
-    SwissRoll,
-}
-
-/// The examples of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// Folder of pictures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dir: Option<PathBuf>,
-    /// Where the pictures come from, in words: for the model card, and for whoever does not have the folder.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub source: String,
-    /// Or points.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub points: Option<Points>,
-    /// Side of the pictures in pixels.
-    pub resolution: usize,
-    /// Sizes by shape, for pictures that are not square.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub buckets: Option<BucketConfig>,
-    /// Which part of a picture is kept.
-    pub crop: Crop,
-    /// Share of mirrored examples.
-    pub flip: f64,
-    /// How captions vary.
-    pub captions: CaptionOptions,
-    /// Threads that decode.
-    pub workers: usize,
-    /// Every so-many-th picture is not trained on but measures the loss; 0 for none.
-    pub holdout: usize,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            dir: None,
-            source: String::new(),
-            points: None,
-            resolution: 64,
-            buckets: None,
-            crop: Crop::Center,
-            flip: 0.0,
-            captions: CaptionOptions::default(),
-            workers: 1,
-            holdout: 0,
-        }
-    }
-}
-
-impl DataConfig {
-    /// Lists the pictures.
-    ///
-    /// # Errors
-    /// As [`Folder::scan`]; a folder that is not there.
-    pub(crate) fn folder(&self) -> Result<Folder, TrainError> {
-        let path = self.dir.as_deref().unwrap_or(Path::new(""));
-        if !path.exists() {
-            return Err(TrainError::NoFolder {
-                path: path.into(),
-                said: self.source.clone(),
-            });
-        }
-        Folder::scan(path)
-    }
-
-    pub(super) fn check_holdout(&self) -> Result<(), TrainError> {
-        if self.holdout == 1 {
-            let expected = "0, or 2 and more: every picture would be held out";
-            return Err(TrainError::setting("data.holdout", 1, expected));
-        }
-        Ok(())
-    }
-}
-
-/// Aspect-ratio buckets, see [`Buckets::by_aspect`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BucketConfig {
-    /// Shortest side in pixels.
-    pub smallest: usize,
-    /// Longest side in pixels.
-    pub largest: usize,
-    /// Sides are multiples of this.
-    pub step: usize,
-}
-
-/// What the network learns.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ObjectiveConfig {
-    /// What it predicts; epsilon, or what the model of `model.from` does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prediction: Option<Prediction>,
-    /// How the noise levels are drawn.
-    pub timesteps: TimestepSampling,
-    /// What an error counts by noise level.
-    pub loss_weight: LossWeight,
-    /// Noise of whole channels, see [`Objective::new`].
-    pub offset_noise: f64,
-    /// Training steps T of the forward process; 1000, or those of `model.from`. So are the four below: Stable
-    /// Diffusion's unless set, and for pixels those of Ho et al. 2020.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub train_timesteps: Option<usize>,
-    /// How its betas run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta_schedule: Option<BetaSchedule>,
-    /// The first beta.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta_start: Option<f64>,
-    /// The last beta.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta_end: Option<f64>,
-    /// The last step keeps no signal (Lin et al. 2023).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub zero_terminal_snr: Option<bool>,
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self {
-            prediction: None,
-            timesteps: TimestepSampling::Uniform,
-            loss_weight: LossWeight::Uniform,
-            offset_noise: 0.0,
-            train_timesteps: None,
-            beta_schedule: None,
-            beta_start: None,
-            beta_end: None,
-            zero_terminal_snr: None,
-        }
-    }
-}
-
-impl ObjectiveConfig {
-    /// The forward process as a diffusers scheduler, which the trained model is sampled with; `base` is that of the
-    /// model that the run starts from.
-    pub fn scheduler(&self, base: Option<&SchedulerConfig>) -> SchedulerConfig {
-        let base = base.cloned().unwrap_or_else(|| SchedulerConfig {
-            timestep_spacing: Some(TimestepSpacing::Leading),
-            set_alpha_to_one: Some(false),
-            clip_sample: Some(false),
-            steps_offset: Some(1),
-            num_train_timesteps: Some(1000),
-            beta_start: Some(0.00085),
-            beta_end: Some(0.012),
-            beta_schedule: Some(BetaSchedule::ScaledLinear),
-            prediction_type: Some(Prediction::Epsilon),
-            ..SchedulerConfig::default()
-        });
-        let zero = self.zero_terminal_snr.or(base.rescale_betas_zero_snr);
-        SchedulerConfig {
-            num_train_timesteps: self.train_timesteps.or(base.num_train_timesteps),
-            beta_start: self.beta_start.or(base.beta_start),
-            beta_end: self.beta_end.or(base.beta_end),
-            beta_schedule: self.beta_schedule.or(base.beta_schedule),
-            prediction_type: self.prediction.or(base.prediction_type),
-            rescale_betas_zero_snr: zero,
-            // Without signal at the last step a run must begin there (Lin et al. 2023).
-            timestep_spacing: match zero {
-                Some(true) => Some(TimestepSpacing::Trailing),
-                _ => base.timestep_spacing,
-            },
-            ..base
-        }
-    }
-
-    /// The objective.
-    ///
-    /// # Errors
-    /// As [`Objective::new`].
-    pub fn build(&self, base: Option<&SchedulerConfig>) -> Result<Objective, TrainError> {
-        Ok(Objective::new(
-            &self.scheduler(base),
-            self.timesteps,
-            self.loss_weight,
-            self.offset_noise,
-        )?)
-    }
 }
 
 /// How a LoRA's file names its tensors.
@@ -402,6 +224,7 @@ impl DiffusionConfig {
         range("batch_size", self.batch_size, 1, 65_536)?;
         range("accumulate", self.accumulate, 1, 65_536)?;
         clip_norm(self.clip_norm)?;
+        self.storage.check()?;
         self.optimizer.check()?;
         self.learning_rate.check()?;
         self.ema.check()?;

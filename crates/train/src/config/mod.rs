@@ -1,15 +1,18 @@
 //! What a run is told, as TOML. Every key that is not known is an error that names the nearest one.
 
 mod autoencoder;
+mod data;
 mod diffusion;
+mod objective;
 mod parse;
 mod warm_up;
 
 pub use autoencoder::{AutoencoderConfig, AutoencoderLoss};
+pub use data::{BucketConfig, DataConfig, Points};
 pub use diffusion::{
-    BucketConfig, DataConfig, DiffusionConfig, LoraConfig, LoraLayout, ModelConfig, ModelKind,
-    ObjectiveConfig, Points, SampleConfig,
+    DiffusionConfig, LoraConfig, LoraLayout, ModelConfig, ModelKind, SampleConfig,
 };
+pub use objective::ObjectiveConfig;
 pub use warm_up::WarmUpConfig;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +51,37 @@ impl CheckpointConfig {
             ));
         }
         range("checkpoint.keep", self.keep, 1, 1000)
+    }
+}
+
+/// How trained weights are stored while they are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the exponents of 32.
+    Bf16,
+    /// 16 bits.
+    F16,
+}
+
+impl Storage {
+    fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Whether the device has it: the CPU, which is the only one, has not.
+    fn check(self) -> Result<(), TrainError> {
+        let found = match self {
+            Self::F32 => return Ok(()),
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        };
+        let expected = "f32: on the CPU weights are trained in 32 bits, which its kernels compute in. Weights that are \
+                        not trained (autoencoder, text encoder, what is below a LoRA) keep the type they are stored in";
+        Err(TrainError::setting("storage", found, expected))
     }
 }
 

@@ -8,6 +8,7 @@ use aquatint_ops::{Device, Params, Tensor, Trainable};
 use burn::tensor::TensorData;
 use serde_json::Value;
 
+use super::denoise::training_device;
 use crate::config::{AutoencoderConfig, AutoencoderLoss};
 use crate::data::picture::{self, Placement};
 use crate::data::{Buckets, Folder, Loader, LoaderOptions, PictureOptions, SelectionOptions, Size};
@@ -77,7 +78,7 @@ impl AutoencoderTask {
         observer: &mut Observer<'_>,
     ) -> Result<(Self, AutoencoderKl), TrainError> {
         let device = Device::flex();
-        let training = device.clone().autodiff();
+        let training = training_device(&device, config.gradient_checkpointing);
         let part = match &config.from {
             Some(folder) => Part::open(folder, DIFFUSERS, VaeConfig::from_json)?,
             None => {

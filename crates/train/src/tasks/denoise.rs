@@ -18,6 +18,15 @@ use crate::networks::{Network, Told};
 use crate::run::Loss;
 use crate::supply::{Examples, Supply};
 
+/// The device that gradients are computed on; see `gradient_checkpointing` of a configuration.
+pub(crate) fn training_device(device: &Device, recompute: bool) -> Device {
+    let training = device.clone().autodiff();
+    match recompute {
+        true => training.gradient_checkpointing(),
+        false => training,
+    }
+}
+
 /// A batch after the forward process.
 pub(crate) struct Noised {
     /// `[batch, height, width, channels]`.
@@ -57,7 +66,7 @@ pub(crate) fn noised(
         )
     };
     let weights: Vec<f32> = levels.weights.iter().map(|&w| w as f32).collect();
-    let steps = objective.schedule().len() as f64;
+    let steps = objective.steps() as f64;
     let timesteps: Vec<f64> = levels.levels.iter().map(|l| l.timestep).collect();
     Noised {
         input: join(|p| &p.input),
@@ -171,6 +180,19 @@ impl<N: Network> aquatint_diffusion::Network for Sampled<'_, N> {
             uncond,
         })
     }
+}
+
+/// Whether pictures can be drawn as the configuration asks: told before the run, not at its first pictures.
+///
+/// # Errors
+/// A sampler that is not known, or cannot draw with such a model.
+pub(crate) fn check_drawing(
+    config: &SampleConfig,
+    scheduler: &SchedulerConfig,
+) -> Result<(), TrainError> {
+    let info = sampler::find(&config.sampler)?;
+    Plan::new(info, scheduler, config.steps, Sigmas::Config)?;
+    Ok(())
 }
 
 /// How a picture is drawn.

@@ -142,7 +142,7 @@ impl Cache<'_> {
         let bucket_of: Vec<usize> = places.iter().map(|&p| bucket_of[p]).collect();
         let examples: Vec<Example> = places.iter().map(|&p| examples[p].clone()).collect();
         Ok(Supply::Latents {
-            store,
+            store: Box::new(store),
             selection: Box::new(Selection::new(selection(config), &bucket_of)),
             examples,
             places,

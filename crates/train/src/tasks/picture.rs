@@ -8,7 +8,7 @@ use aquatint_models::vae::AutoencoderKl;
 use aquatint_ops::{Device, Params, Tensor, Trainable};
 use burn::tensor::TensorData;
 
-use super::denoise::{self, Drawing};
+use super::denoise::{self, Drawing, training_device};
 use super::latents::{self, Encoding, plain, selection};
 use crate::TrainError;
 use crate::config::{DiffusionConfig, ModelKind};
@@ -52,7 +52,7 @@ impl PictureTask {
         observer: &mut Observer<'_>,
     ) -> Result<(Self, PictureNetwork), TrainError> {
         let device = Device::flex();
-        let training = device.clone().autodiff();
+        let training = training_device(&device, config.gradient_checkpointing);
         let folder = config.data.folder()?;
         let classes = match config.model.kind {
             ModelKind::Class => folder.require_classes()?.to_vec(),
@@ -88,9 +88,11 @@ impl PictureTask {
             }
         };
         let base = parts.base_scheduler();
+        let scheduler = config.objective.scheduler(base.as_ref());
+        denoise::check_drawing(&config.samples, &scheduler)?;
         let task = Self {
             objective: config.objective.build(base.as_ref())?,
-            scheduler: config.objective.scheduler(base.as_ref()),
+            scheduler,
             config: config.clone(),
             parts,
             classes,
@@ -305,7 +307,14 @@ impl Task for PictureTask {
     fn export(&mut self, weights: &Weights, folder: &Path, card: &Card) -> Result<(), TrainError> {
         let output = export::Folder::begin(folder)?;
         let latent = self.parts.vae.is_some();
-        let class = export::picture_scheduler(latent);
+        let class = export::scheduler_class(
+            &self.scheduler,
+            match (self.classes.is_empty(), latent) {
+                (true, true) => export::Use::Latents,
+                (true, false) => export::Use::Pixels,
+                (false, _) => export::Use::Parts,
+            },
+        );
         if self.classes.is_empty() {
             let index = export::unconditional_index(class, latent);
             output.json("model_index.json", &index)?;

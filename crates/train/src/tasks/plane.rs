@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use aquatint_diffusion::SchedulerConfig;
 use aquatint_diffusion::training::{Draw, Objective};
 use aquatint_ops::{Device, Params, Trainable};
 
-use super::denoise::{self, Drawing};
+use super::denoise::{self, Drawing, training_device};
 use crate::config::{DiffusionConfig, Points};
 use crate::export;
 use crate::networks::{PlaneConfig, PlaneNetwork, Told, Trained};
@@ -19,7 +20,9 @@ pub(crate) struct PlaneTask {
     network: PlaneConfig,
     objective: Objective,
     supply: Supply,
+    scheduler: SchedulerConfig,
     device: Device,
+    training: Device,
 }
 
 impl PlaneTask {
@@ -57,11 +60,14 @@ impl PlaneTask {
             tensors: stored.unwrap_or(&none),
             frozen: &init,
         };
-        let training = device.clone().autodiff();
+        let training = training_device(&device, config.gradient_checkpointing);
         let params = Params::new(&source, &training).training(trainable);
         let net = PlaneNetwork::load(&params, network)?;
+        let scheduler = config.objective.scheduler(None);
+        denoise::check_drawing(&config.samples, &scheduler)?;
         let task = Self {
             objective: config.objective.build(None)?,
+            scheduler,
             supply: Supply::Points {
                 kind: config.data.points.unwrap_or(Points::SwissRoll),
                 seed: config.seed,
@@ -70,6 +76,7 @@ impl PlaneTask {
             network,
             config: config.clone(),
             device,
+            training,
         };
         Ok((task, net))
     }
@@ -85,7 +92,7 @@ impl PlaneTask {
         let samples = &self.config.samples;
         let drawing = Drawing {
             config: samples,
-            scheduler: &self.config.objective.scheduler(None),
+            scheduler: &self.scheduler,
             shape: [samples.count * 100, 1, 1, 2],
             cond: Told::default(),
             uncond: None,
@@ -111,8 +118,7 @@ impl Task for PlaneTask {
     fn loss(&mut self, net: &PlaneNetwork, number: u64) -> Result<Loss, TrainError> {
         let examples = self.supply.batch(number)?;
         let draw = Draw::new(self.config.seed, number);
-        let training = self.device.clone().autodiff();
-        let noised = denoise::noised(&self.objective, &examples, &draw, &training);
+        let noised = denoise::noised(&self.objective, &examples, &draw, &self.training);
         denoise::loss(net, noised, &Told::default(), examples)
     }
 
@@ -138,9 +144,10 @@ impl Task for PlaneTask {
             "depth": self.network.depth,
         });
         output.json("config.json", &config)?;
+        let class = export::scheduler_class(&self.scheduler, export::Use::Parts);
         output.json(
             "scheduler_config.json",
-            &export::scheduler(&self.config.objective.scheduler(None), "DDIMScheduler"),
+            &export::scheduler(&self.scheduler, class),
         )?;
         output.tensors("model.safetensors", weights, "", export::Storage::F32)?;
         output.text("samples.csv", &text)?;

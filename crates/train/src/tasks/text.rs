@@ -9,7 +9,7 @@ use aquatint_models::vae::AutoencoderKl;
 use aquatint_ops::{Device, ParamSource, Params, Tensor, Trainable};
 use burn::tensor::TensorData;
 
-use super::denoise::{self, Drawing};
+use super::denoise::{self, Drawing, training_device};
 use super::latents::supplies;
 use crate::config::DiffusionConfig;
 use crate::data::Folder;
@@ -47,7 +47,7 @@ impl TextTask {
         observer: &mut Observer<'_>,
     ) -> Result<(Self, TextNetwork, Trainable), TrainError> {
         let device = Device::flex();
-        let training = device.clone().autodiff();
+        let training = training_device(&device, config.gradient_checkpointing);
         let parts = TextParts::open(config)?;
         let trainable = match &config.lora {
             Some(_) => Trainable::new(lora::is_addition),
@@ -77,9 +77,11 @@ impl TextTask {
         let folder = captioned(config)?;
         let (supply, held) = supplies(config, options, folder, &encoding, observer)?;
         let base = parts.scheduler.as_ref();
+        let scheduler = config.objective.scheduler(base);
+        denoise::check_drawing(&config.samples, &scheduler)?;
         let task = Self {
             objective: config.objective.build(base)?,
-            scheduler: config.objective.scheduler(base),
+            scheduler,
             config: config.clone(),
             parts,
             supply,
@@ -252,7 +254,7 @@ impl Task for TextTask {
             return output.finish();
         }
         let parts = &self.parts;
-        let class = "DDIMScheduler";
+        let class = export::scheduler_class(&self.scheduler, export::Use::Latents);
         let index = export::stable_diffusion_index(class);
         output.json("model_index.json", &index)?;
         output.json(

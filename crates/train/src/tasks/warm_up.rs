@@ -16,6 +16,7 @@ use aquatint_ops::{Device, Params, Tensor, Trainable};
 use burn::module::Module;
 use burn::tensor::{DType, Int, TensorData};
 
+use super::denoise::training_device;
 use super::diffusion::settings;
 use super::latents::supplies;
 use super::text::captioned;
@@ -44,7 +45,7 @@ pub(crate) fn warm_up(
     let settings = settings(&own)?;
     let (keep, steps) = (settings.checkpoint.keep, settings.steps);
     let mut state = run::begin(&folder, &settings)?;
-    if !state.as_ref().is_some_and(|s| s.progress.step >= steps) {
+    if state.as_ref().is_none_or(|s| s.progress.step < steps) {
         run::stop(observer(&Event::Phase {
             what: "the text encoder learns to guess pictures from captions",
         }))?;
@@ -99,7 +100,7 @@ impl WarmUpTask {
         observer: &mut Observer<'_>,
     ) -> Result<(Self, WarmUpNetwork), TrainError> {
         let plain = Device::flex();
-        let device = plain.clone().autodiff();
+        let device = training_device(&plain, config.gradient_checkpointing);
         let parts = TextParts::open(config)?;
         let vae = AutoencoderKl::load(&Params::new(&parts.vae.source, &plain), &parts.vae.config)?;
         let encoding = parts.encoding(&vae, &plain);

@@ -1,6 +1,6 @@
 //! Reading numbers and texts one after another, never past the end.
 
-use super::Problem;
+use super::{MAX_HEADER, Problem};
 
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
@@ -105,6 +105,7 @@ impl<'a> Cursor<'a> {
         let count = self.u64()?;
         let most = self.left() / least.max(1);
         match usize::try_from(count) {
+            Ok(n) if n <= most && n > MAX_HEADER / least.max(1) => Err(Problem::HeaderTooLong),
             Ok(n) if n <= most => Ok(n),
             _ => Err(Problem::Count {
                 place: self.place(),

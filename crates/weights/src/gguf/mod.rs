@@ -10,10 +10,12 @@ mod metadata;
 mod problem;
 mod table;
 mod types;
+mod writer;
 
 pub use metadata::{Array, Metadata, Value};
 pub use problem::Problem;
 pub use types::TypeId;
+pub use writer::{LONGEST_NAME, Writer};
 
 use crate::{Error, TensorView, WeightFile};
 use bytes::Bytes;

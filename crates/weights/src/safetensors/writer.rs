@@ -1,13 +1,11 @@
 //! Writing safetensors files: whole or not at all.
 
 use super::{MAX_AXES, MAX_HEADER};
+use crate::output::{Output, Slot};
 use crate::{DType, Error, TensorView};
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
+use std::path::Path;
 
 /// Name, type and shape of a tensor that is going to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,29 +35,15 @@ impl From<&TensorView> for TensorSpec {
 /// Tensors are laid out by descending element size (then in the order announced), so that each is
 /// aligned for its type; they may be written in any order.
 #[derive(Debug)]
-pub struct Writer {
-    path: PathBuf,
-    out: BufWriter<NamedTempFile>,
-    slots: HashMap<String, Slot>,
-    /// Where `out` stands, in bytes from the start of the file.
-    at: u64,
-}
-
-#[derive(Debug)]
-struct Slot {
-    /// In bytes from the start of the file.
-    begin: u64,
-    len: usize,
-    written: bool,
-}
+pub struct Writer(Output);
 
 impl Writer {
     /// Starts a file of exactly these tensors.
     ///
     /// # Errors
     ///
-    /// A repeated name or one that the format reserves, a size that overflows, a header beyond the
-    /// format's limit; a folder that is not there or cannot be written; a target that is a folder or a
+    /// A repeated name or one that the format reserves, a quantised type, a size that overflows, a header beyond
+    /// the format's limit; a folder that is not there or cannot be written; a target that is a folder or a
     /// device.
     pub fn create(
         path: impl AsRef<Path>,
@@ -67,17 +51,8 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Writer, Error> {
         let path = path.as_ref();
-        let (header, slots) = layout(path, tensors, metadata)?;
-        let out = BufWriter::with_capacity(1 << 20, temporary_beside(path)?);
-        let at = header.len() as u64;
-        let mut writer = Writer {
-            path: path.into(),
-            out,
-            slots,
-            at,
-        };
-        writer.out.write_all(&header).map_err(|e| writer.io(e))?;
-        Ok(writer)
+        let Layout { header, slots, len } = layout(path, tensors, metadata)?;
+        Output::create(path, &header, slots, len).map(Writer)
     }
 
     /// Writes the bytes of one announced tensor, row-major and little-endian.
@@ -87,33 +62,16 @@ impl Writer {
     /// A tensor that was not announced, is written already, or has another number of bytes; what the
     /// disk refuses, such as having no space left.
     pub fn write(&mut self, name: &str, data: &[u8]) -> Result<(), Error> {
-        let problem = match self.slots.get(name) {
-            None => "it was not announced".into(),
-            Some(slot) if slot.written => "it is written already".into(),
-            Some(slot) if slot.len != data.len() => {
-                format!("it has {} bytes, expected {}", data.len(), slot.len)
-            }
-            Some(slot) => return self.put(name, slot.begin, data),
-        };
-        Err(Error::Write {
-            path: self.path.clone(),
-            name: name.into(),
-            problem,
-        })
+        self.0.write(name, data)
     }
 
-    fn put(&mut self, name: &str, begin: u64, data: &[u8]) -> Result<(), Error> {
-        if begin != self.at {
-            self.out
-                .seek(SeekFrom::Start(begin))
-                .map_err(|e| self.io(e))?;
-        }
-        self.out.write_all(data).map_err(|e| self.io(e))?;
-        self.at = begin + data.len() as u64;
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.written = true;
-        }
-        Ok(())
+    /// Writes the next bytes of one announced tensor, for tensors that never are in memory whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`Writer::write`]; that bytes are left out shows in [`Writer::finish`].
+    pub fn append(&mut self, name: &str, data: &[u8]) -> Result<(), Error> {
+        self.0.append(name, data)
     }
 
     /// Brings everything to the disk and puts the file in its place.
@@ -122,40 +80,7 @@ impl Writer {
     ///
     /// A tensor that was announced and not written; what the disk refuses. Nothing is left then.
     pub fn finish(self) -> Result<(), Error> {
-        let Writer {
-            path, out, slots, ..
-        } = self;
-        let absent = slots
-            .iter()
-            .filter(|(_, slot)| !slot.written)
-            .map(|(name, _)| name)
-            .min();
-        if let Some(name) = absent {
-            let problem = "it was announced and never written".into();
-            return Err(Error::Write {
-                path,
-                name: name.clone(),
-                problem,
-            });
-        }
-        let temporary = out
-            .into_inner()
-            .map_err(|e| Error::io(&path, "write", e.into_error()))?;
-        temporary
-            .as_file()
-            .sync_all()
-            .map_err(|e| Error::io(&path, "write", e))?;
-        temporary
-            .persist(&path)
-            .map_err(|e| Error::io(&path, "write", e.error))?;
-        // The new name reaches the disk with its folder. Systems that cannot sync a folder lose at most
-        // the renaming in a crash, never half a file.
-        let _ = File::open(folder_of(&path)).and_then(|folder| folder.sync_all());
-        Ok(())
-    }
-
-    fn io(&self, error: std::io::Error) -> Error {
-        Error::io(&self.path, "write", error)
+        self.0.finish()
     }
 }
 
@@ -177,43 +102,21 @@ pub fn write(
     writer.finish()
 }
 
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(p) if p != Path::new("") => p,
-        _ => Path::new("."),
-    }
-}
-
-fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
-    match std::fs::metadata(path) {
-        Ok(m) if m.is_dir() => return Err(Error::Directory { path: path.into() }),
-        // Renaming over a device would replace it.
-        Ok(m) if !m.is_file() => return Err(Error::NotRegular { path: path.into() }),
-        _ => {}
-    }
-    let folder = folder_of(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".aquatint-").suffix(".part");
-    #[cfg(unix)]
-    {
-        // As any new file, by the user's umask; the crate's own default would hide it from others.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder
-        .tempfile_in(folder)
-        .map_err(|e| Error::io(folder, "create a file in", e))
-}
-
 /// The most bytes of tensors, so that with the header every offset fits what files can seek to.
 const LARGEST: u64 = i64::MAX as u64 - MAX_HEADER - 16;
 
-/// The first bytes of the file, up to the tensors, and where each tensor goes.
+/// The first bytes of the file, up to the tensors, where each tensor goes, and the length of the whole.
+struct Layout {
+    header: Vec<u8>,
+    slots: HashMap<String, Slot>,
+    len: u64,
+}
+
 fn layout(
     path: &Path,
     tensors: &[TensorSpec],
     metadata: &BTreeMap<String, String>,
-) -> Result<(Vec<u8>, HashMap<String, Slot>), Error> {
+) -> Result<Layout, Error> {
     let refuse = |name: &str, problem: &str| Error::Write {
         path: path.into(),
         name: name.into(),
@@ -247,14 +150,7 @@ fn layout(
             .filter(|end| *end <= LARGEST)
             .ok_or_else(|| refuse(&t.name, "no file can be that long"))?;
         if slots
-            .insert(
-                t.name.clone(),
-                Slot {
-                    begin,
-                    len,
-                    written: false,
-                },
-            )
+            .insert(t.name.clone(), Slot::new(begin, len))
             .is_some()
         {
             return Err(refuse(&t.name, "it is announced twice"));
@@ -280,5 +176,6 @@ fn layout(
     for slot in slots.values_mut() {
         slot.begin += header.len() as u64;
     }
-    Ok((header, slots))
+    let len = header.len() as u64 + end;
+    Ok(Layout { header, slots, len })
 }
