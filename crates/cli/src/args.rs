@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
         aquatint generate --from picture.png      the same picture again\n  \
         aquatint inspect sd15.safetensors         what a file holds\n\n\
         Models are looked up by path, then by name under $AQUATINT_MODELS or\n\
-        ~/.local/share/aquatint/models.\n"
+        ~/.local/share/aquatint/models; LoRAs under $AQUATINT_LORAS or loras beside it.\n"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -33,6 +33,10 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Train a model from a folder of pictures.
     Train(crate::train::TrainArgs),
+    /// Write a model with LoRAs merged into its weights.
+    Merge(crate::merge::MergeArgs),
+    /// Put pictures side by side on one sheet.
+    Grid(crate::grid::GridArgs),
     /// List the models in a folder.
     Models(ModelsArgs),
     /// Show what a weight file, a model folder or a picture holds.
@@ -86,8 +90,7 @@ pub enum PredictionArg {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// What to draw.
-    #[arg(required_unless_present = "from")]
+    /// What to draw; models without text take none.
     pub prompt: Option<String>,
 
     /// What to stay away from.
@@ -122,6 +125,11 @@ pub struct ModelArgs {
     /// [default: the model inside the program].
     #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub path: Option<PathBuf>,
+
+    /// A LoRA file or a name in the LoRA directory, and how much of it; repeatable.
+    /// In a prompt: <lora:NAME:WEIGHT>.
+    #[arg(long, value_name = "PATH[:WEIGHT]")]
+    pub lora: Vec<String>,
 
     /// Autoencoder to use instead of the model's own.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
@@ -174,6 +182,10 @@ pub struct PictureArgs {
     /// Seed of the noise [default: random, and printed].
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = seed)]
     pub seed: Option<u64>,
+
+    /// Class to draw, by name or number, of a model that is told classes.
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
 
     /// Generator of the noise: torch-cpu gives diffusers' pictures, philox those of CUDA.
     #[arg(long, value_name = "NAME")]
@@ -267,6 +279,14 @@ pub struct OutputArgs {
     /// Write over files that are there.
     #[arg(short, long)]
     pub force: bool,
+
+    /// Write all pictures as one sheet here too.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub grid: Option<PathBuf>,
+
+    /// Pictures in a row of the sheet [default: the square root of their number].
+    #[arg(long, value_name = "N", requires = "grid", allow_hyphen_values = true, value_parser = whole(1, 1000))]
+    pub grid_columns: Option<u32>,
 
     /// Write a preview here every few steps, each over the one before.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use aquatint_engine::metadata::Parameters;
-use aquatint_engine::models::{Checkpoint, Location};
-use aquatint_engine::{Device, EngineError, Event, Request, StageSeconds, memory, picture};
+use aquatint_engine::models::{Location, PixelModel};
+use aquatint_engine::{Device, EngineError, Event, Model, Request, StageSeconds, memory, picture};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
@@ -33,12 +33,20 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         .as_deref()
         .map(setup::read_from)
         .transpose()?;
-    let setup = Setup::new(args, from.as_ref())?;
+    let mut setup = Setup::new(args, from.as_ref())?;
     let (location, model_path) = find_model(args, from.as_ref())?;
-    let model = Checkpoint::open(&location, &setup.open).map_err(EngineError::from)?;
+    if args.prompt.is_none() && from.is_none() && !PixelModel::is_at(&location) {
+        return Err(Failure::usage(
+            "<PROMPT> is missing",
+            "say what to draw: aquatint generate \"a red apple\"",
+        ));
+    }
+    let model = Model::open(&location, &setup.open).map_err(EngineError::from)?;
     setup.check_model(&location, &model)?;
+    setup.identify_loras(&model)?;
     let job = job::new(args, from, &model, model_path, setup)?;
-    let plan = aquatint_engine::estimate(&model, &job.request)
+    let plan = model
+        .estimate(&job.request)
         .map_err(|e| job::blame_picture(args, e.into()))?;
     job.check_outputs(args, &model)?;
     job.setup.check_decoder(&model)?;
@@ -73,6 +81,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }
         save(&job, &request, &model, run, args, &progress, &mut done)?;
     }
+    write_sheet(args, &done, &progress)?;
     if args.output.json {
         return crate::print_json(&summary(args, &job, &model, &done, &progress, started));
     }
@@ -109,14 +118,14 @@ fn one_run(
     args: &GenerateArgs,
     job: &Job,
     request: &Request,
-    model: &Checkpoint,
+    model: &Model,
     progress: &mut Progress,
 ) -> Result<aquatint_engine::Run, Failure> {
     let device = Device::flex();
     let options = &job.setup.run;
     let mut preview = Preview::new(args, model, job, &device)?;
     let mut failed = None;
-    let result = aquatint_engine::generate(model, request, options, &device, &mut |event| {
+    let result = model.generate(request, options, &device, &mut |event| {
         progress.event(&event);
         if let Err(failure) = preview.event(&event) {
             failed = Some(failure);
@@ -164,7 +173,7 @@ fn listen_for_ctrl_c() {
 
 fn announce(
     progress: &Progress,
-    model: &Checkpoint,
+    model: &Model,
     job: &Job,
     plan: &aquatint_engine::Estimate,
     verbose: u8,
@@ -172,8 +181,8 @@ fn announce(
     let r = &job.request;
     progress.line(&format!(
         "{} ({}), {}x{}, {} of {}, guidance {}, seed {}",
-        model.name,
-        model.family.title,
+        model.name(),
+        model.title(),
         r.width,
         r.height,
         match r.steps {
@@ -184,8 +193,14 @@ fn announce(
         r.guidance,
         r.seed
     ));
+    for lora in model.loras() {
+        progress.line(&format!(
+            "with the LoRA {}, weight {}: {} layers, rank {}",
+            lora.name, lora.weight, lora.layers, lora.rank
+        ));
+    }
     if verbose > 0 {
-        progress.line(&format!("recognised by {}", model.spec.why));
+        progress.line(&format!("recognised by {}", model.why()));
     }
     match job.count {
         1 => progress.line(&plan.to_string()),
@@ -193,17 +208,40 @@ fn announce(
     }
 }
 
-fn report_loading(progress: &Progress, model: &Checkpoint) {
-    for (name, report) in model.reports() {
-        for line in format!("{name}: {report}").lines() {
+fn report_loading(progress: &Progress, model: &Model) {
+    for (name, source) in model.sources() {
+        for line in format!("{name}: {}", source.report()).lines() {
             progress.line(line);
         }
     }
 }
 
+/// Writes the sheet of all pictures, with the parameters of the first.
+fn write_sheet(args: &GenerateArgs, done: &Done, progress: &Progress) -> Result<(), Failure> {
+    let Some(path) = &args.output.grid else {
+        return Ok(());
+    };
+    let columns = crate::grid::columns(args.output.grid_columns, done.pictures.len());
+    let sheet = picture::sheet(&done.pictures, columns)?;
+    let first = done.files.first();
+    let parameters = first
+        .map(|file| picture::read_parameters(file))
+        .transpose()?;
+    picture::save(
+        path,
+        &sheet,
+        parameters.flatten().as_deref(),
+        args.output.force,
+    )?;
+    progress.line(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
 #[derive(Default)]
 struct Done {
     files: Vec<PathBuf>,
+    /// Kept for the sheet, where one is asked for.
+    pictures: Vec<picture::Picture>,
     seeds: Vec<u64>,
     seconds: StageSeconds,
     save: f64,
@@ -212,7 +250,7 @@ struct Done {
 fn save(
     job: &Job,
     request: &Request,
-    model: &Checkpoint,
+    model: &Model,
     run: aquatint_engine::Run,
     args: &GenerateArgs,
     progress: &Progress,
@@ -228,7 +266,7 @@ fn save(
         let index = done.files.len() as u32;
         let path = job
             .output
-            .free_path(*seed, index, &model.name, args.output.force);
+            .free_path(*seed, index, model.name(), args.output.force);
         let parameters = Parameters {
             request: request.clone(),
             batch_index: place,
@@ -248,6 +286,9 @@ fn save(
         saved?;
         progress.line(&format!("wrote {} (seed {seed})", path.display()));
         done.files.push(path);
+        if args.output.grid.is_some() {
+            done.pictures.push(picture.clone());
+        }
         done.seeds.push(*seed);
     }
     done.save += start.elapsed().as_secs_f64();
@@ -257,7 +298,7 @@ fn save(
 fn summary(
     args: &GenerateArgs,
     job: &Job,
-    model: &Checkpoint,
+    model: &Model,
     done: &Done,
     progress: &Progress,
     started: Instant,
@@ -271,15 +312,16 @@ fn summary(
         put("dtype", job.setup.dtype().unwrap_or("auto").into());
         put(
             "model",
-            job.model_label.as_deref().unwrap_or(&model.name).into(),
+            job.model_label.as_deref().unwrap_or(model.name()).into(),
         );
-        put("prediction", json!(model.spec.prediction));
+        put("prediction", json!(model.prediction()));
         put("vae", json!(open.vae));
         put("text_encoder", json!(open.text_encoders));
         put("tokenizer", json!(open.tokenizers));
         put("config", json!(open.config));
         put("variant", json!(open.variant));
         put("taesd", json!(job.setup.run.tiny));
+        put("loras", json!(model.loras()));
         put("quick_decode", job.setup.run.quick_decode.into());
         put(
             "threads",
@@ -291,9 +333,10 @@ fn summary(
     let files: Vec<String> = done.files.iter().map(|p| p.display().to_string()).collect();
     json!({
         "files": files,
+        "grid": args.output.grid,
         "seed": job.request.seed,
         "seeds": done.seeds,
-        "family": model.family.id,
+        "family": model.family(),
         "parameters": parameters,
         "seconds": {
             "load": done.seconds.load,
@@ -320,13 +363,13 @@ struct Preview {
 impl Preview {
     fn new(
         args: &GenerateArgs,
-        model: &Checkpoint,
+        model: &Model,
         job: &Job,
         device: &Device,
     ) -> Result<Self, Failure> {
         let path = args.output.preview.clone();
         let maker = match &path {
-            Some(_) => Some(aquatint_engine::PreviewMaker::new(
+            Some(_) => Some(aquatint_engine::PreviewMaker::of(
                 model,
                 &job.setup.run,
                 device,

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use aquatint_engine::models::{Checkpoint, Location, ModelError, OpenOptions, recognise};
+use aquatint_engine::models::lora::{self, LoraFile};
+use aquatint_engine::models::{Location, ModelError, OpenOptions, recognise};
 use aquatint_engine::weights::{Inspection, WeightSet};
-use aquatint_engine::{EngineError, metadata::Parameters, picture};
+use aquatint_engine::{EngineError, Model, metadata::Parameters, picture};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -35,9 +36,16 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let set = set.map_err(|e| Failure::from(EngineError::from(ModelError::from(e))))?;
     let inspection = set.inspect();
     let location = Location::Path(args.file.clone());
-    let model = Checkpoint::open(&location, &OpenOptions::default());
+    let model = Model::open(&location, &OpenOptions::default());
     let verdict = match &model {
         Ok(model) => Verdict::Model(describe(model)),
+        Err(_) if is_lora(&set) => match LoraFile::open(&args.file) {
+            Ok(file) => Verdict::Lora(file),
+            Err(error) => Verdict::Other {
+                kind: recognise(&set).map(str::to_owned),
+                error: error.to_string(),
+            },
+        },
         Err(error) => Verdict::Other {
             kind: recognise(&set).map(str::to_owned),
             error: error.to_string(),
@@ -56,6 +64,10 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     verdict.write(&mut text);
     write_inspection(&mut text, &inspection, &parts, args.tensors);
     crate::print(&text)
+}
+
+fn is_lora(set: &WeightSet) -> bool {
+    set.names().any(|n| n.contains("lora_"))
 }
 
 fn is_png(path: &Path) -> bool {
@@ -89,7 +101,7 @@ fn inspect_picture(args: &InspectArgs) -> Result<(), Failure> {
 
 fn inspect_folder(args: &InspectArgs) -> Result<(), Failure> {
     let location = Location::Path(args.file.clone());
-    let model = Checkpoint::open(&location, &OpenOptions::default())
+    let model = Model::open(&location, &OpenOptions::default())
         .map_err(|e| Failure::from(EngineError::from(e)))?;
     let parts: Vec<(String, Inspection)> = model
         .sources()
@@ -114,21 +126,30 @@ fn inspect_folder(args: &InspectArgs) -> Result<(), Failure> {
     crate::print(&text)
 }
 
-fn describe(model: &Checkpoint) -> Value {
-    json!({
-        "family": model.family.id,
-        "title": model.family.title,
-        "why": model.spec.why,
-        "prediction": model.spec.prediction,
-        "size": model.default_size(),
-        "steps": model.spec.defaults.steps,
-        "guidance": model.spec.defaults.guidance,
-        "sampler": model.default_sampler(),
-    })
+fn describe(model: &Model) -> Value {
+    let defaults = model.defaults();
+    let mut told = json!({
+        "family": model.family(),
+        "title": model.title(),
+        "why": model.why(),
+        "prediction": model.prediction(),
+        "size": defaults.width,
+        "steps": defaults.steps,
+        "guidance": defaults.guidance,
+        "sampler": defaults.sampler,
+    });
+    if let Model::Pixel(pixel) = model {
+        told["classes"] = match pixel.classes.is_empty() {
+            true => json!(pixel.class_count),
+            false => json!(pixel.classes),
+        };
+    }
+    told
 }
 
 enum Verdict {
     Model(Value),
+    Lora(LoraFile),
     Other { kind: Option<String>, error: String },
 }
 
@@ -136,6 +157,19 @@ impl Verdict {
     fn to_json(&self) -> Value {
         match self {
             Verdict::Model(model) => model.clone(),
+            Verdict::Lora(file) => json!({
+                "family": null,
+                "kind": "a LoRA",
+                "lora": {
+                    "made_for": file.made_for(),
+                    "ranks": file.ranks(),
+                    "layers": {
+                        "unet": file.layers(lora::Component::UNet),
+                        "text_encoder": file.layers(lora::Component::Text(0)),
+                        "text_encoder_2": file.layers(lora::Component::Text(1)),
+                    },
+                },
+            }),
             Verdict::Other { kind, error } => json!({ "family": null, "kind": kind, "why": error }),
         }
     }
@@ -153,12 +187,34 @@ impl Verdict {
                 m["steps"],
                 m["sampler"].as_str().unwrap_or_default(),
             ),
+            Verdict::Lora(file) => write_lora(text, file),
             Verdict::Other { kind, error } => {
                 let kind = kind.as_deref().unwrap_or("tensors of no known model");
                 writeln!(text, "{kind}; cannot draw by itself: {error}")
             }
         };
     }
+}
+
+fn write_lora(text: &mut String, file: &LoraFile) -> std::fmt::Result {
+    let made_for = file
+        .made_for()
+        .map_or(String::new(), |f| format!(" for {f}"));
+    let parts = [
+        (lora::Component::UNet, "the UNet"),
+        (lora::Component::Text(0), "the text encoder"),
+        (lora::Component::Text(1), "the second text encoder"),
+    ];
+    let layers = parts.into_iter().filter_map(|(component, name)| {
+        let count = file.layers(component);
+        (count > 0).then(|| format!("{count} layers of {name}"))
+    });
+    let layers = layers.collect::<Vec<_>>().join(", ");
+    let rank = match file.ranks() {
+        (least, most) if least == most => format!("rank {most}"),
+        (least, most) => format!("rank {least} to {most}"),
+    };
+    writeln!(text, "a LoRA{made_for}: {layers}; {rank}")
 }
 
 /// Tensors that share the first parts of their names.

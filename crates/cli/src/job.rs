@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use aquatint_engine::metadata::Parameters;
-use aquatint_engine::models::Checkpoint;
-use aquatint_engine::{PromptSyntax, Request, SkipLayers, Tiling, picture};
+use aquatint_engine::{Model, PromptSyntax, Request, SkipLayers, Tiling, picture};
 
 use crate::args::{GenerateArgs, SamplingArgs, SyntaxArg, TilingArg};
 use crate::failure::{Failure, USAGE};
@@ -37,12 +36,17 @@ impl Job {
     }
 
     /// Finds out whether the pictures and the preview could be written.
-    pub fn check_outputs(&self, args: &GenerateArgs, model: &Checkpoint) -> Result<(), Failure> {
+    pub fn check_outputs(&self, args: &GenerateArgs, model: &Model) -> Result<(), Failure> {
         let preview = args.output.preview.as_deref();
         if let Some(path) = preview {
             crate::output::check_png("--preview", path)?;
             // A preview is made to be written over.
             picture::check_writable(path, true)?;
+        }
+        let grid = args.output.grid.as_deref();
+        if let Some(path) = grid {
+            crate::output::check_png("--grid", path)?;
+            picture::check_writable(path, args.output.force)?;
         }
         let mut index = 0;
         for i in 0..self.count {
@@ -51,13 +55,18 @@ impl Job {
                 let seed = self.request.seed.wrapping_add(offset);
                 let path = self
                     .output
-                    .free_path(seed, index, &model.name, args.output.force);
+                    .free_path(seed, index, model.name(), args.output.force);
                 picture::check_writable(&path, args.output.force)?;
-                if preview == Some(&path) {
-                    return Err(Failure::usage(
-                        format!("{}: is both the picture and its preview", path.display()),
-                        "give --preview another name",
-                    ));
+                for (flag, what, other) in [
+                    ("--preview", "its preview", preview),
+                    ("--grid", "the sheet", grid),
+                ] {
+                    if other == Some(&path) {
+                        return Err(Failure::usage(
+                            format!("{}: is both the picture and {what}", path.display()),
+                            format!("give {flag} another name"),
+                        ));
+                    }
                 }
                 index += 1;
             }
@@ -68,10 +77,7 @@ impl Job {
 
 /// What is wrong with the command line is said before any file is opened.
 pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
-    let sides = (args.picture.width, args.picture.height);
     let probe = Request {
-        width: sides.0.unwrap_or(512),
-        height: sides.1.unwrap_or(512),
         steps: args.sampling.steps.unwrap_or(1),
         guidance: args.sampling.guidance.unwrap_or(1.0),
         guidance_rescale: args.sampling.guidance_rescale.unwrap_or(0.0),
@@ -86,7 +92,8 @@ pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
         skip_layers: skip_layers(&args.sampling),
         ..Request::default()
     };
-    probe.check()?;
+    // The sides depend on the model.
+    probe.check_sampling()?;
     aquatint_engine::find_sampler(&probe.sampler)?;
     if let Some(schedule) = &args.sampling.schedule {
         aquatint_engine::find_schedule(schedule)?;
@@ -101,23 +108,16 @@ pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
 pub fn new(
     args: &GenerateArgs,
     from: Option<Parameters>,
-    model: &Checkpoint,
+    model: &Model,
     model_path: Option<PathBuf>,
     setup: Setup,
 ) -> Result<Job, Failure> {
-    let defaults = &model.spec.defaults;
-    let side = model.default_size();
     let repeated = from.is_some();
     let batch_index = from.as_ref().map(|p| p.batch_index);
     let base = from.map_or_else(
         || Request {
-            width: side,
-            height: side,
-            steps: defaults.steps,
-            guidance: defaults.guidance,
-            sampler: model.default_sampler().to_owned(),
             seed: random_seed(),
-            ..Request::default()
+            ..model.defaults()
         },
         |p| p.request,
     );
@@ -125,7 +125,7 @@ pub fn new(
     // A new seed or batch makes other pictures, of which none is the old one.
     let same_batch = picture.seed.is_none() && picture.batch.is_none() && picture.count == 1;
     let request = Request {
-        prompt: args.prompt.clone().unwrap_or(base.prompt),
+        prompt: setup.prompt.clone().unwrap_or(base.prompt),
         negative: args.negative.clone().or(base.negative),
         width: picture.width.unwrap_or(base.width),
         height: picture.height.unwrap_or(base.height),
@@ -150,7 +150,12 @@ pub fn new(
         }),
         batch: picture.batch.unwrap_or(base.batch),
         clip_skip: sampling.clip_skip.or(base.clip_skip),
-        eta: sampling.eta.or(base.eta),
+        // A picture's own eta is for its own sampler.
+        eta: sampling.eta.or(base.eta.filter(|_| has_eta(args))),
+        class: match &args.picture.class {
+            Some(text) => Some(class(text, model)?),
+            None => base.class,
+        },
         vae_tiling: sampling.vae_tiling.map_or(base.vae_tiling, |t| match t {
             TilingArg::Auto => Tiling::Auto,
             TilingArg::On => Tiling::On,
@@ -176,6 +181,36 @@ pub fn new(
         setup,
         output: OutputPattern::new(args.output.output.as_deref(), many)?,
     })
+}
+
+/// Whether the sampler of the command line, if there is one, has an eta.
+fn has_eta(args: &GenerateArgs) -> bool {
+    let named = args.sampling.sampler.as_deref();
+    let found = named.map(aquatint_engine::find_sampler);
+    found.is_none_or(|info| info.is_ok_and(|info| info.default_eta.is_some()))
+}
+
+/// The number of a class of the command line.
+fn class(text: &str, model: &Model) -> Result<u32, Failure> {
+    let Model::Pixel(pixel) = model else {
+        return Err(Failure::usage(
+            "--class is given, but the model is told a text and no class",
+            "say what to draw in the prompt",
+        ));
+    };
+    if let Some(class) = pixel.find_class(text) {
+        return Ok(class as u32);
+    }
+    let hint = match (pixel.class_count, &pixel.classes[..]) {
+        (0, _) => "leave it out: the model is told no class".to_owned(),
+        (n, []) => format!("give a number from 0 to {}", n - 1),
+        (_, names) => {
+            let few: Vec<&str> = names.iter().take(12).map(String::as_str).collect();
+            let more = if names.len() > few.len() { ", ..." } else { "" };
+            format!("the classes are {}{more}", few.join(", "))
+        }
+    };
+    Err(Failure::usage(format!("found no class {text:?}"), hint))
 }
 
 /// The name that an alias stands for; one that is not known is told of later.

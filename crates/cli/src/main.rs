@@ -6,9 +6,12 @@ mod convert;
 mod default_model;
 mod failure;
 mod generate;
+mod grid;
 mod inspect;
 mod job;
 mod locate;
+mod loras;
+mod merge;
 mod models;
 mod output;
 mod progress;
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Samplers(args) => samplers::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Grid(args) => grid::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Train(args) => train::run(&args),
         Command::Completions { shell } => completions(shell),

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use aquatint_engine::models::{Checkpoint, Location, OpenOptions, find_models};
+use aquatint_engine::Model;
+use aquatint_engine::models::{Location, OpenOptions, find_models};
 use aquatint_engine::weights::Inspection;
 use serde_json::{Value, json};
 
@@ -57,21 +58,22 @@ fn paths(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn row(name: String, path: Option<PathBuf>, location: &Location) -> Value {
-    match Checkpoint::open(location, &OpenOptions::default()) {
+    match Model::open(location, &OpenOptions::default()) {
         Ok(model) => {
             let sizes = sizes(&model);
+            let defaults = model.defaults();
             json!({
                 "name": name,
                 "path": path,
-                "family": model.family.id,
-                "title": model.family.title,
-                "prediction": model.spec.prediction,
+                "family": model.family(),
+                "title": model.title(),
+                "prediction": model.prediction(),
                 "storage": sizes.storage,
                 "parameters": sizes.parameters,
                 "bytes": sizes.bytes,
-                "size": model.default_size(),
-                "steps": model.spec.defaults.steps,
-                "sampler": model.default_sampler(),
+                "size": defaults.width,
+                "steps": defaults.steps,
+                "sampler": defaults.sampler,
             })
         }
         Err(error) => {
@@ -90,7 +92,7 @@ struct Sizes {
     bytes: u64,
 }
 
-fn sizes(model: &Checkpoint) -> Sizes {
+fn sizes(model: &Model) -> Sizes {
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut sizes = Sizes {
         storage: Vec::new(),

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use aquatint_engine::diffusion::Prediction;
 use aquatint_engine::metadata::{PARTS, Parameters};
-use aquatint_engine::models::{Checkpoint, Location, OpenOptions, Storage, load_tiny};
-use aquatint_engine::{Device, EngineError, RunOptions, picture};
+use aquatint_engine::models::lora::Lora;
+use aquatint_engine::models::{Location, OpenOptions, Storage, load_tiny};
+use aquatint_engine::{Device, EngineError, Model, PromptSyntax, RunOptions, picture};
 
-use crate::args::{DtypeArg, GenerateArgs, PredictionArg};
+use crate::args::{DtypeArg, GenerateArgs, PredictionArg, SyntaxArg};
 use crate::failure::Failure;
+use crate::loras;
 
 const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),
@@ -38,6 +40,10 @@ pub struct Setup {
     pub open: OpenOptions,
     /// For running.
     pub run: RunOptions,
+    /// The prompt, without what asks for LoRAs.
+    pub prompt: Option<String>,
+    /// The LoRAs' hashes, as pictures tell them.
+    lora_hashes: Option<String>,
 }
 
 /// Reads the parameters of `--from`.
@@ -90,7 +96,10 @@ impl Setup {
             true => None,
             false => stored(6).next().map(PathBuf::from),
         };
+        let (prompt, loras) = prompt_and_loras(args, from, own)?;
         let setup = Setup {
+            prompt,
+            lora_hashes: None,
             run: RunOptions {
                 quick_decode: args.sampling.quick_decode || quick.is_some(),
                 tiny: quick.or_else(|| given.taesd.clone()),
@@ -107,10 +116,21 @@ impl Setup {
                     .clone()
                     .or_else(|| stored(4).next().map(str::to_owned)),
                 prediction: named(PREDICTIONS, prediction),
+                loras,
             },
         };
         setup.check_paths()?;
         Ok(setup)
+    }
+
+    /// Computes what pictures tell of the LoRAs of an opened model.
+    pub fn identify_loras(&mut self, model: &Model) -> Result<(), Failure> {
+        let added = model.loras().iter();
+        let files: Vec<_> = added.map(|l| (l.name.clone(), l.path.clone())).collect();
+        if !files.is_empty() {
+            self.lora_hashes = Some(crate::loras::hashes(&files)?);
+        }
+        Ok(())
     }
 
     /// A path that is not there is told before anything is loaded.
@@ -146,8 +166,11 @@ impl Setup {
     }
 
     /// Refuses options that would have no effect on the model.
-    pub fn check_model(&self, location: &Location, model: &Checkpoint) -> Result<(), Failure> {
+    pub fn check_model(&self, location: &Location, model: &Model) -> Result<(), Failure> {
         let open = &self.open;
+        let Model::Text(model) = model else {
+            return self.check_pixel_model();
+        };
         let folder = match location {
             Location::Path(path) => path.is_dir(),
             Location::Embedded { .. } => true,
@@ -190,10 +213,33 @@ impl Setup {
         Ok(())
     }
 
+    /// Refuses what a model without text has no use for.
+    fn check_pixel_model(&self) -> Result<(), Failure> {
+        let open = &self.open;
+        let given = [
+            ("--vae", open.vae.is_some()),
+            ("--text-encoder", !open.text_encoders.is_empty()),
+            ("--tokenizer", !open.tokenizers.is_empty()),
+            ("--config", open.config.is_some()),
+            ("--lora", !open.loras.is_empty()),
+            ("--taesd", self.run.tiny.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Failure::usage(
+                format!("{flag} is given, but the model is one without text, which takes none"),
+                format!("leave {flag} out"),
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Loads what else would fail only at the end of a long run, and lets go of it: a mapped file
     /// costs no copy.
-    pub fn check_decoder(&self, model: &Checkpoint) -> Result<(), Failure> {
+    pub fn check_decoder(&self, model: &Model) -> Result<(), Failure> {
         let device = Device::flex();
+        let Model::Text(model) = model else {
+            return Ok(());
+        };
         if let Some(tiny) = &self.run.tiny {
             let loaded = load_tiny(tiny, &device).map_err(EngineError::from)?;
             let found = loaded.config().latent_channels;
@@ -246,8 +292,43 @@ impl Setup {
         let quick = self.run.tiny.iter().filter(|_| self.run.quick_decode);
         quick.for_each(|p| push(6, one(p)));
         open.t5.iter().for_each(|p| push(7, one(p)));
+        for lora in &open.loras {
+            push(8, format!("{}:{}", one(&lora.path), lora.weight));
+        }
+        self.lora_hashes.iter().for_each(|h| push(9, h.clone()));
         parts
     }
+}
+
+/// The prompt without its tags, and the LoRAs: those of the command line and of its prompt, else those that the picture
+/// was made with (`own`, of the same model).
+fn prompt_and_loras(
+    args: &GenerateArgs,
+    from: Option<&Parameters>,
+    own: Option<&Parameters>,
+) -> Result<(Option<String>, Vec<Lora>), Failure> {
+    let stored = from.map(|p| &p.request);
+    let weighted = match args.sampling.prompt_syntax {
+        Some(syntax) => syntax == SyntaxArg::Weighted,
+        None => stored.is_none_or(|r| r.prompt_syntax == PromptSyntax::Weighted),
+    };
+    let prompt = args.prompt.as_ref().or(stored.map(|r| &r.prompt));
+    let (prompt, tags) = match prompt {
+        Some(text) if weighted => {
+            let (text, tags) = loras::take_tags(text)?;
+            (Some(text), tags)
+        }
+        other => (other.cloned(), Vec::new()),
+    };
+    let given = args.model.lora.iter().map(|text| loras::parse(text));
+    let mut all = given.collect::<Result<Vec<_>, Failure>>()?;
+    all.extend(tags);
+    if all.is_empty()
+        && let Some(own) = own
+    {
+        all = loras::of_picture(own)?;
+    }
+    Ok((prompt, all))
 }
 
 fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {

@@ -69,6 +69,11 @@ impl Decoder {
         })
     }
 
+    /// Whether it is the model's own, not the tiny one.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.kind, Kind::Whole(_))
+    }
+
     /// Whether the pictures of a request are decoded in tiles.
     pub(crate) fn uses_tiles(&self, request: &Request, height: usize, width: usize) -> bool {
         matches!(self.kind, Kind::Whole(_)) && uses_tiles(request.vae_tiling, height, width)
@@ -101,10 +106,10 @@ impl Decoder {
     }
 }
 
-/// `[1, height, width, 3]` from -1 to 1 as 8-bit pixels, rounded as diffusers rounds:
+/// `[1, height, width, 3]`, or one channel of grey, from -1 to 1 as 8-bit pixels, rounded as diffusers rounds:
 /// half to even, after `x / 2 + 0.5` clamped to 0 to 1.
 pub(crate) fn to_picture(image: Tensor<4>) -> Result<Picture, EngineError> {
-    let [_, height, width, _] = image.dims();
+    let [_, height, width, channels] = image.dims();
     let failed = |found: String| EngineError::NonFinite {
         stage: "decoder".into(),
         found,
@@ -116,13 +121,16 @@ pub(crate) fn to_picture(image: Tensor<4>) -> Result<Picture, EngineError> {
     if values.iter().any(|v| !v.is_finite()) {
         return Err(failed("pixels with NaN or infinity".into()));
     }
+    let grey = channels == 1;
     let rgb = values
         .iter()
         .map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+        .flat_map(|v| std::iter::repeat_n(v, if grey { 3 } else { 1 }))
         .collect();
     Ok(Picture {
         width: width as u32,
         height: height as u32,
         rgb,
+        grey,
     })
 }

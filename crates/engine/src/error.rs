@@ -68,6 +68,15 @@ impl EngineError {
         }
     }
 
+    /// Whether numbers went wrong.
+    pub(crate) fn is_numbers(&self) -> bool {
+        matches!(
+            self,
+            EngineError::NonFinite { .. }
+                | EngineError::Sampling(aquatint_diffusion::Error::NotFinite { .. })
+        )
+    }
+
     /// Whether the request, not the machine or a file, is at fault.
     pub fn is_usage(&self) -> bool {
         matches!(self, EngineError::Usage { .. })

@@ -1,5 +1,6 @@
 //! The engine of Aquatint: from a request to events and an image.
 
+mod any;
 pub mod bench;
 mod decode;
 mod error;
@@ -10,6 +11,7 @@ mod network;
 mod noise;
 pub mod picture;
 mod pipeline;
+mod pixels;
 mod plan;
 mod preview;
 mod request;
@@ -17,6 +19,7 @@ mod schedule;
 mod text;
 mod transformer;
 
+pub use any::Model;
 pub use aquatint_diffusion as diffusion;
 pub use aquatint_models as models;
 pub use aquatint_ops::Device;
@@ -24,6 +27,7 @@ pub use aquatint_weights as weights;
 pub use error::EngineError;
 pub use events::{Event, Latents, Observer, Stage};
 pub use pipeline::{Run, RunOptions, StageSeconds, generate};
+pub use pixels::{estimate_pixels, generate_pixels};
 pub use plan::{Estimate, estimate};
 pub use preview::PreviewMaker;
 pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, SkipLayers, Tiling};

@@ -47,7 +47,7 @@ const SCHEDULE_LABELS: &[(&str, &str)] = &[
     ("align_your_steps", "Align Your Steps"),
 ];
 
-/// Keys of [`Parameters::parts`]. AUTOMATIC1111 has none of these.
+/// Keys of [`Parameters::parts`]. AUTOMATIC1111 has only the last of these.
 pub const PARTS: &[&str] = &[
     "VAE path",
     "Text encoder path",
@@ -57,7 +57,12 @@ pub const PARTS: &[&str] = &[
     "Prediction",
     "Quick decode path",
     "T5 path",
+    "LoRA path",
+    "Lora hashes",
 ];
+
+/// Key of a low-rank addition among [`PARTS`]; its value is `path:weight`.
+const LORA: &str = PARTS[8];
 
 /// Keys for prompts that would read as something else where AUTOMATIC1111 puts them, such as one with
 /// a line that begins with `Negative prompt:`.
@@ -130,6 +135,9 @@ impl Parameters {
         if let Some(skip) = r.clip_skip {
             pairs.push(("Clip skip", skip.to_string()));
         }
+        if let Some(class) = r.class {
+            pairs.push(("Class", class.to_string()));
+        }
         if let Some(eta) = r.eta {
             pairs.push(("Eta", eta.to_string()));
         }
@@ -168,8 +176,9 @@ impl Parameters {
             Some(text) => format!("\n{NEGATIVE}{text}"),
             None => String::new(),
         };
-        let head = format!("{}{negative}", r.prompt);
-        if split_negative(&head) != (r.prompt.clone(), r.negative.clone()) {
+        let prompt = format!("{}{}", r.prompt, self.tags());
+        let head = format!("{prompt}{negative}");
+        if split_negative(&head) != (prompt, r.negative.clone()) {
             pairs.push((EXACT[0], r.prompt.clone()));
             if let Some(negative) = &r.negative {
                 pairs.push((EXACT[1], negative.clone()));
@@ -243,6 +252,7 @@ impl Parameters {
             batch,
             clip_skip: optional(get("Clip skip"), "clip skip")?,
             eta: optional(get("Eta"), "eta")?,
+            class: optional(get("Class"), "class")?,
             vae_tiling: match get("VAE tiling") {
                 Some("on") => Tiling::On,
                 Some("off") => Tiling::Off,
@@ -253,7 +263,7 @@ impl Parameters {
                 _ => PromptSyntax::Weighted,
             },
         };
-        Ok(Parameters {
+        let mut parameters = Parameters {
             request,
             batch_index,
             model: get("Model").map(str::to_owned),
@@ -264,7 +274,38 @@ impl Parameters {
                 .cloned()
                 .collect(),
             version: get("Version").unwrap_or_default().to_owned(),
+        };
+        if get(EXACT[0]).is_none() {
+            parameters.take_tags();
+        }
+        Ok(parameters)
+    }
+
+    /// The low-rank additions that it was made with: paths and weights.
+    pub fn loras(&self) -> Vec<(&str, f64)> {
+        let own = self.parts.iter().filter(|(key, _)| key == LORA);
+        own.filter_map(|(_, value)| {
+            let (path, weight) = value.rsplit_once(':')?;
+            Some((path, weight.parse().ok()?))
         })
+        .collect()
+    }
+
+    /// What AUTOMATIC1111 has in a prompt for the low-rank additions.
+    fn tags(&self) -> String {
+        let tag = |(path, weight): (&str, f64)| {
+            let name = std::path::Path::new(path).file_stem().unwrap_or_default();
+            format!(" <lora:{}:{weight}>", name.to_string_lossy())
+        };
+        self.loras().into_iter().map(tag).collect()
+    }
+
+    /// Takes them from the end of the prompt again.
+    fn take_tags(&mut self) {
+        let tags = self.tags();
+        if let Some(prompt) = self.request.prompt.strip_suffix(&tags) {
+            self.request.prompt = prompt.to_owned();
+        }
     }
 }
 
@@ -385,6 +426,7 @@ mod tests {
                 eta: Some(0.25),
                 vae_tiling: Tiling::On,
                 prompt_syntax: PromptSyntax::Plain,
+                class: Some(5),
             },
             batch_index: 3,
             model: Some("/models/a, b: \"c\"".into()),
@@ -393,6 +435,9 @@ mod tests {
                 ("VAE path".into(), "/a, b.safetensors".into()),
                 ("Text encoder path".into(), "/one".into()),
                 ("Text encoder path".into(), "/two".into()),
+                ("LoRA path".into(), "/a: b.safetensors:0.8".into()),
+                ("LoRA path".into(), "/c.safetensors:-1".into()),
+                ("Lora hashes".into(), "a: 12, c: 34".into()),
             ],
             version: "aquatint 0.1.0".into(),
         }
@@ -432,7 +477,7 @@ mod tests {
     #[test]
     fn the_text_reads_as_other_tools_expect() {
         let text = parameters().to_text();
-        assert!(text.contains("\nNegative prompt: blurry, \"noise\"\nSteps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 512x768"), "{text}");
+        assert!(text.contains(" <lora:a: b:0.8> <lora:c:-1>\nNegative prompt: blurry, \"noise\"\nSteps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 512x768"), "{text}");
     }
 
     #[test]

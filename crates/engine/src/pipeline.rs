@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use aquatint_diffusion::{GuidedDenoiser, Plan, SamplerOptions, sample};
+use aquatint_diffusion::{Guidance, GuidedDenoiser, Network, Plan, SamplerOptions, sample};
 use aquatint_models::Checkpoint;
 use aquatint_ops::{Device, buffer};
 use serde::Serialize;
@@ -96,9 +96,26 @@ pub fn generate(
     })?;
     // Before the long loop, so that a fault of the autoencoder is not found at its end. Weights are
     // mapped: they take no memory until they are used.
-    let decoder = stages.run(Stage::Load, || Decoder::load(model, options, device))?;
-    let latents = denoise(&mut stages, network, &plan, model, request)
+    let decoder = stages.run(Stage::Load, || {
+        let decoder = Decoder::load(model, options, device)?;
+        match decoder.is_whole() {
+            true => check_decoder(model).map(|()| decoder),
+            false => Ok(decoder),
+        }
+    })?;
+    let looped = Loop {
+        plan: &plan,
+        request,
+        shape: network.latent_shape(),
+        guidance: crate::schedule::guidance_of(model, request, &plan),
+        keep_uncond: plan.info.needs_uncond && crate::schedule::needs_uncond(model, request)?,
+        decode_share: crate::plan::decode_share(model, request, plan.network_calls()),
+    };
+    let shape = looped.shape;
+    let values = looped
+        .run(&mut stages, network)
         .map_err(|error| blame_weights(error, model))?;
+    let latents = LatentBatch { values, shape };
     model.network.source.release_pages();
     buffer::release();
 
@@ -118,68 +135,82 @@ struct LatentBatch {
     shape: [usize; 4],
 }
 
-fn denoise(
-    stages: &mut Stages<'_, '_>,
-    network: AnyNetwork,
-    plan: &Plan,
-    model: &Checkpoint,
-    request: &Request,
-) -> Result<LatentBatch, EngineError> {
-    let shape = network.latent_shape();
-    let mut noise = BatchNoise::new(&request.rng, &request.seeds())?;
-    let initial = plan.initial(&noise.initial(shape.iter().product()));
-    let mut denoiser = GuidedDenoiser {
-        network,
-        prediction: plan.prediction,
-        guidance: crate::schedule::guidance_of(model, request, plan),
-        images: shape[0],
-        keep_uncond: plan.info.needs_uncond && crate::schedule::needs_uncond(model, request)?,
-    };
-    let sampler = SamplerOptions {
-        eta: request.eta,
-        ..SamplerOptions::default()
-    };
-    let steps = plan.len();
-    let decode_share = crate::plan::decode_share(model, request, plan.network_calls());
-    stages.begin(Stage::Denoise, steps)?;
-    let start = Instant::now();
-    let mut last = start;
-    let result = sample(
-        plan,
-        &sampler,
-        initial,
-        &mut denoiser,
-        &mut noise,
-        &mut |progress| {
-            let took = last.elapsed();
-            last = Instant::now();
-            let done = progress.fraction.clamp(1e-6, 1.0);
-            let whole = start.elapsed().as_secs_f64() / done;
-            // What the decode will take, told from what its share of the work is.
-            let left = whole * (1.0 - done) + whole * decode_share;
-            stages.step(Event::Step {
-                stage: Stage::Denoise,
-                done: progress.done,
-                steps: steps.max(progress.done),
-                took,
-                remaining: Some(Duration::from_secs_f64(left.max(0.0))),
-                memory: memory::now(),
-                preview: Some(Latents {
-                    values: progress.denoised,
-                    shape,
-                }),
-                latents: Some(Latents {
-                    values: progress.x,
-                    shape,
-                }),
-            })
-        },
-    );
-    stages.end(Stage::Denoise, start)?;
-    match result {
-        Ok(values) => Ok(LatentBatch { values, shape }),
-        Err(aquatint_diffusion::Error::Cancelled { .. }) => Err(EngineError::Cancelled),
-        Err(error) => Err(error.into()),
+/// A denoising loop: which steps, of what, for whom.
+pub(crate) struct Loop<'a> {
+    pub plan: &'a Plan,
+    pub request: &'a Request,
+    /// Batch, channels, height, width.
+    pub shape: [usize; 4],
+    /// How the network is guided.
+    pub guidance: Guidance,
+    /// Whether the sampler is handed what the network gives without guidance.
+    pub keep_uncond: bool,
+    /// The decode's work as a share of the loop's.
+    pub decode_share: f64,
+}
+
+impl Loop<'_> {
+    /// The values after the last step.
+    pub fn run(
+        &self,
+        stages: &mut Stages<'_, '_>,
+        network: impl Network,
+    ) -> Result<Vec<f32>, EngineError> {
+        let (plan, request, shape) = (self.plan, self.request, self.shape);
+        let mut noise = BatchNoise::new(&request.rng, &request.seeds())?;
+        let initial = plan.initial(&noise.initial(shape.iter().product()));
+        let mut denoiser = GuidedDenoiser {
+            network,
+            prediction: plan.prediction,
+            guidance: self.guidance,
+            images: shape[0],
+            keep_uncond: self.keep_uncond,
+        };
+        let sampler = SamplerOptions {
+            eta: request.eta,
+            ..SamplerOptions::default()
+        };
+        let steps = plan.len();
+        stages.begin(Stage::Denoise, steps)?;
+        let start = Instant::now();
+        let mut last = start;
+        let result = sample(
+            plan,
+            &sampler,
+            initial,
+            &mut denoiser,
+            &mut noise,
+            &mut |progress| {
+                let took = last.elapsed();
+                last = Instant::now();
+                let done = progress.fraction.clamp(1e-6, 1.0);
+                let whole = start.elapsed().as_secs_f64() / done;
+                // What the decode will take, told from what its share of the work is.
+                let left = whole * (1.0 - done) + whole * self.decode_share;
+                stages.step(Event::Step {
+                    stage: Stage::Denoise,
+                    done: progress.done,
+                    steps: steps.max(progress.done),
+                    took,
+                    remaining: Some(Duration::from_secs_f64(left.max(0.0))),
+                    memory: memory::now(),
+                    preview: Some(Latents {
+                        values: progress.denoised,
+                        shape,
+                    }),
+                    latents: Some(Latents {
+                        values: progress.x,
+                        shape,
+                    }),
+                })
+            },
+        );
+        stages.end(Stage::Denoise, start)?;
+        match result {
+            Ok(values) => Ok(values),
+            Err(aquatint_diffusion::Error::Cancelled { .. }) => Err(EngineError::Cancelled),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -227,28 +258,34 @@ fn decode(
     Ok(pictures)
 }
 
+/// A decoder with a NaN would spoil the picture after the whole loop. Reading its weights takes less than a step.
+fn check_decoder(model: &Checkpoint) -> Result<(), EngineError> {
+    let source = &model.vae.source;
+    let found = source.non_finite_of(|name| !name.contains("encoder."));
+    source.release_pages();
+    match found {
+        Some(error) => Err(aquatint_models::ModelError::from(error).into()),
+        None => Ok(()),
+    }
+}
+
 /// When numbers went wrong, finds out whether a weight is at fault, and names it.
 fn blame_weights(error: EngineError, model: &Checkpoint) -> EngineError {
-    let numbers = matches!(
-        error,
-        EngineError::NonFinite { .. }
-            | EngineError::Sampling(aquatint_diffusion::Error::NotFinite { .. })
-    );
     // Reads every weight, which a run that was merely stopped must not wait for.
-    if !numbers {
+    if !error.is_numbers() {
         return error;
     }
     model.non_finite().map_or(error, EngineError::from)
 }
 
 /// Tells the observer of stages, and keeps their times.
-struct Stages<'a, 'o> {
+pub(crate) struct Stages<'a, 'o> {
     observer: &'a mut Observer<'o>,
-    seconds: StageSeconds,
+    pub seconds: StageSeconds,
 }
 
 impl<'a, 'o> Stages<'a, 'o> {
-    fn new(observer: &'a mut Observer<'o>) -> Self {
+    pub fn new(observer: &'a mut Observer<'o>) -> Self {
         Stages {
             observer,
             seconds: StageSeconds::default(),
@@ -300,7 +337,7 @@ impl<'a, 'o> Stages<'a, 'o> {
         self.tell(Event::End { stage, took })
     }
 
-    fn run<T>(
+    pub fn run<T>(
         &mut self,
         stage: Stage,
         work: impl FnOnce() -> Result<T, EngineError>,

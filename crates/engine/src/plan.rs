@@ -156,26 +156,44 @@ pub fn estimate(model: &Checkpoint, request: &Request) -> Result<Estimate, Engin
         (unet + kept, step.activation_bytes),
         (decoder, decode.activation_bytes),
     ];
-    let largest = stages
-        .into_iter()
-        .max_by_key(|(weights, work)| weights + work);
-    let (weight_bytes, activation_bytes) = largest.unwrap_or_default();
     let loops = step.times(calls).then(decode.times(request.batch as usize));
-    let work = reading.then(loops);
-    let estimate = Estimate {
-        weight_bytes,
-        activation_bytes,
-        available_bytes: memory::available(),
-        network_calls: calls,
-        seconds: 2.0 * work.multiply_adds() as f64 / speed(),
-    };
-    let needed = step.activation_bytes.max(decode.activation_bytes);
-    if let Some(total) = memory::total()
-        && needed > total
-    {
-        return Err(EngineError::TooLarge { needed, total });
+    Work {
+        stages: &stages,
+        calls,
+        total: reading.then(loops),
     }
-    Ok(estimate)
+    .estimate()
+}
+
+/// What an estimate is made of.
+pub(crate) struct Work<'a> {
+    /// Bytes of weights and of activations of each stage.
+    pub stages: &'a [(u64, u64)],
+    /// Network calls.
+    pub calls: usize,
+    /// The work of the whole run.
+    pub total: Cost,
+}
+
+impl Work<'_> {
+    pub fn estimate(&self) -> Result<Estimate, EngineError> {
+        let stages = self.stages.iter().copied();
+        let largest = stages.clone().max_by_key(|(weights, work)| weights + work);
+        let (weight_bytes, activation_bytes) = largest.unwrap_or_default();
+        let needed = stages.map(|(_, work)| work).max().unwrap_or(0);
+        if let Some(total) = memory::total()
+            && needed > total
+        {
+            return Err(EngineError::TooLarge { needed, total });
+        }
+        Ok(Estimate {
+            weight_bytes,
+            activation_bytes,
+            available_bytes: memory::available(),
+            network_calls: self.calls,
+            seconds: 2.0 * self.total.multiply_adds() as f64 / speed(),
+        })
+    }
 }
 
 /// Cost of reading the prompts. CLIP encoders are small beside T5 and everything else.

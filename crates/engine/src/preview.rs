@@ -9,7 +9,7 @@ use crate::events::Latents;
 use crate::network::to_channels_last;
 use crate::picture::Picture;
 use crate::pipeline::RunOptions;
-use crate::{EngineError, decode};
+use crate::{EngineError, Model, decode};
 
 /// Makes pictures of latents: by a tiny autoencoder where one is given; else by the family's linear
 /// approximation, enlarged; else, for latents of other channels than the family's, by the model's own
@@ -27,6 +27,7 @@ enum Kind {
     Tiny(AutoencoderTiny),
     Linear { rgb: LatentRgb, enlarge: usize },
     Whole(AutoencoderKl),
+    Pixels,
 }
 
 impl PreviewMaker {
@@ -54,6 +55,21 @@ impl PreviewMaker {
         })
     }
 
+    /// A maker for a model of either kind.
+    ///
+    /// # Errors
+    /// When the autoencoder cannot be loaded.
+    pub fn of(model: &Model, options: &RunOptions, device: &Device) -> Result<Self, EngineError> {
+        let model = match model {
+            Model::Text(model) => return PreviewMaker::new(model, options, device),
+            Model::Pixel(model) => model,
+        };
+        Ok(PreviewMaker {
+            kind: model.load_vae(device)?.map_or(Kind::Pixels, Kind::Whole),
+            device: device.clone(),
+        })
+    }
+
     /// The picture of the first latent of a batch.
     ///
     /// # Errors
@@ -63,6 +79,7 @@ impl PreviewMaker {
         let one = &latents.values[..channels * height * width];
         let x = to_channels_last(one, [1, channels, height, width], &self.device);
         match &self.kind {
+            Kind::Pixels => to_picture(x),
             Kind::Tiny(tiny) => to_picture(tiny.decode(x)?),
             Kind::Whole(vae) => to_picture(vae.decode(vae.config().unscale(x))?),
             Kind::Linear { rgb, enlarge } => match rgb.decode(x) {
@@ -95,5 +112,6 @@ fn enlarged(picture: &Picture, factor: usize) -> Picture {
         width: width as u32,
         height: height as u32,
         rgb,
+        grey: picture.grey,
     }
 }

@@ -99,6 +99,8 @@ pub struct Request {
     pub vae_tiling: Tiling,
     /// How prompts are read.
     pub prompt_syntax: PromptSyntax,
+    /// Number of the class, for models that are told one.
+    pub class: Option<u32>,
 }
 
 impl Default for Request {
@@ -123,6 +125,7 @@ impl Default for Request {
             eta: None,
             vae_tiling: Tiling::Auto,
             prompt_syntax: PromptSyntax::Weighted,
+            class: None,
         }
     }
 }
@@ -135,6 +138,14 @@ impl Request {
     pub fn check(&self) -> Result<(), EngineError> {
         check_side("width", self.width)?;
         check_side("height", self.height)?;
+        self.check_sampling()
+    }
+
+    /// As [`Request::check`], but for the sides: those depend on the model's kind.
+    ///
+    /// # Errors
+    /// As [`Request::check`].
+    pub fn check_sampling(&self) -> Result<(), EngineError> {
         if self.steps == 0 || self.steps > MAX_STEPS {
             return usage(
                 format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps),

@@ -1,7 +1,7 @@
 //! The run that a request asks for: which sampler, over which noise levels.
 
 use aquatint_diffusion::rng::RNGS;
-use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions};
+use aquatint_diffusion::schedule::{SCHEDULES, ScheduleInfo, ScheduleOptions, SearchedLevels};
 use aquatint_diffusion::{
     Guidance, Plan, SAMPLERS, SamplerInfo, SchedulerConfig, Sigmas, SkipGuidance, sampler,
 };
@@ -16,12 +16,22 @@ use crate::request::Request;
 /// # Errors
 /// Names that are not known, with the nearest ones; steps that the sampler cannot do.
 pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError> {
-    let info = find_sampler(&request.sampler)?;
-    find_rng(&request.rng)?;
-    let config = &SchedulerConfig {
+    let config = SchedulerConfig {
         image_tokens: Some(image_tokens(model, request)),
         ..model.spec.scheduler.clone()
     };
+    plan(&config, model.family.searched, request)
+}
+
+/// Lays out a run under a scheduler's configuration.
+pub(crate) fn plan(
+    config: &SchedulerConfig,
+    searched: SearchedLevels,
+    request: &Request,
+) -> Result<Plan, EngineError> {
+    let info = find_sampler(&request.sampler)?;
+    find_rng(&request.rng)?;
+    check_eta(info, request)?;
     let steps = request.steps as usize;
     let Some(name) = &request.schedule else {
         return usable(Plan::new(info, config, steps, Sigmas::Config));
@@ -32,9 +42,22 @@ pub fn layout(model: &Checkpoint, request: &Request) -> Result<Plan, EngineError
         config,
         steps,
         schedule,
-        model.family.searched,
+        searched,
         &ScheduleOptions::default(),
     ))
+}
+
+/// An eta that would do nothing is a mistake, of the sampler or of the option.
+fn check_eta(info: &SamplerInfo, request: &Request) -> Result<(), EngineError> {
+    if request.eta.is_none() || info.default_eta.is_some() {
+        return Ok(());
+    }
+    let with = SAMPLERS.iter().filter(|s| s.default_eta.is_some());
+    let names: Vec<&str> = with.map(|s| s.name).collect();
+    Err(EngineError::Usage {
+        message: format!("found eta, but the sampler {} has none", info.name),
+        hint: format!("leave it out, or take one of {}", names.join(", ")),
+    })
 }
 
 /// How many tokens a transformer makes of the picture.
@@ -57,6 +80,11 @@ pub(crate) fn guidance(model: &Checkpoint, request: &Request) -> Guidance {
     if model.spec.guidance != GuidanceUse::ClassifierFree {
         return Guidance::none();
     }
+    classifier_free(request)
+}
+
+/// The same, of a network that runs with and without what it is told.
+pub(crate) fn classifier_free(request: &Request) -> Guidance {
     let mut guidance = Guidance::new(request.guidance);
     guidance.rescale = request.guidance_rescale;
     if let Some(interval) = request.guidance_interval {
@@ -85,8 +113,12 @@ pub(crate) fn guidance_of(model: &Checkpoint, request: &Request, plan: &Plan) ->
 /// Whether the network runs on the negative prompt at all.
 pub(crate) fn needs_uncond(model: &Checkpoint, request: &Request) -> Result<bool, EngineError> {
     let able = model.spec.guidance == GuidanceUse::ClassifierFree;
-    let asked = guidance(model, request).is_on() || find_sampler(&request.sampler)?.needs_uncond;
-    Ok(able && asked)
+    Ok(able && asks_uncond(request)?)
+}
+
+/// Whether a request asks for the network's output without what it is told.
+pub(crate) fn asks_uncond(request: &Request) -> Result<bool, EngineError> {
+    Ok(classifier_free(request).is_on() || find_sampler(&request.sampler)?.needs_uncond)
 }
 
 /// The sampler of that name or alias.

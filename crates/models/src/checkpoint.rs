@@ -11,6 +11,7 @@ use crate::families::{self, Facts, Family, Spec};
 use crate::flux::{Flux, FluxConfig};
 use crate::folder::{EmbeddedFiles, Folder};
 use crate::keys::{self, Layout};
+use crate::lora::{self, Adapted, Added, Additions, Lora};
 use crate::mmdit::{Mmdit, MmditConfig};
 use crate::network::NetworkConfig;
 use crate::open;
@@ -54,6 +55,8 @@ pub struct OpenOptions {
     pub variant: Option<String>,
     /// What the network predicts, whatever the files say.
     pub prediction: Option<Prediction>,
+    /// Low-rank additions to the UNet and the text encoders.
+    pub loras: Vec<Lora>,
 }
 
 /// One component: its configuration and where its tensors are.
@@ -63,14 +66,25 @@ pub struct Part<C> {
     pub config: C,
     /// The tensors.
     pub source: CheckpointSource,
+    /// What is added to them.
+    pub(crate) additions: Additions,
 }
 
 impl<C> Part<C> {
+    /// The tensors with what is added to them.
+    pub(crate) fn adapted(&self) -> Adapted<'_> {
+        Adapted {
+            base: &self.source,
+            additions: &self.additions,
+        }
+    }
+
     /// The same tensors under another configuration.
     pub(crate) fn map<D>(self, config: impl FnOnce(C) -> D) -> Part<D> {
         Part {
             config: config(self.config),
             source: self.source,
+            additions: self.additions,
         }
     }
 }
@@ -114,6 +128,8 @@ pub struct Checkpoint {
     pub network: Part<NetworkConfig>,
     /// The autoencoder.
     pub vae: Part<VaeConfig>,
+    /// What was added to it.
+    pub loras: Vec<Added>,
 }
 
 impl TextPart {
@@ -132,7 +148,7 @@ impl Checkpoint {
     /// # Errors
     /// What is missing, damaged, of another kind, or of a family that is not supported.
     pub fn open(location: &Location, options: &OpenOptions) -> Result<Self, ModelError> {
-        match location {
+        let mut model = match location {
             Location::Embedded { name, files } => {
                 open::folder(&Folder::Embedded { name, files }, options)
             }
@@ -140,7 +156,9 @@ impl Checkpoint {
                 open::folder(&Folder::Disk(path.clone()), options)
             }
             Location::Path(path) => crate::single_file::open(path, options),
-        }
+        }?;
+        lora::attach(&mut model, &options.loras)?;
+        Ok(model)
     }
 
     /// Loads the tokenizers and text encoders.
@@ -163,7 +181,8 @@ impl Checkpoint {
                         config.vocab_size
                     )));
                 }
-                let params = Params::new(&part.encoder.source, device);
+                let source = part.encoder.adapted();
+                let params = Params::new(&source, device);
                 Ok((tokenizer, ClipTextEncoder::load(&params, config)?))
             })
             .collect()
@@ -211,7 +230,8 @@ impl Checkpoint {
     /// # Errors
     /// A tensor that is missing or of another shape, or another network than a UNet.
     pub fn load_unet(&self, device: &Device) -> Result<UNet2DCondition, ModelError> {
-        let params = Params::new(&self.network.source, device);
+        let source = self.network.adapted();
+        let params = Params::new(&source, device);
         UNet2DCondition::load(&params, self.network.config.unet()?)
     }
 
@@ -259,11 +279,17 @@ impl Checkpoint {
     /// Bytes of the weights that each stage of a run reads: text encoders, UNet, the autoencoder's decoder. A stage
     /// lets go of its weights before the next.
     pub fn stage_weight_bytes(&self) -> [u64; 3] {
-        let text = self.text.iter().map(|part| part.encoder.source.bytes());
+        let text = self.text.iter().map(|part| {
+            let Part {
+                source, additions, ..
+            } = &part.encoder;
+            source.bytes() + additions.bytes()
+        });
         let text = text.chain(self.t5.iter().map(|part| part.encoder.source.bytes()));
         // A decode does not touch the pages of the encoder.
         let decoder = self.vae.source.bytes_of(|name| !name.contains("encoder."));
-        [text.sum(), self.network.source.bytes(), decoder]
+        let network = self.network.source.bytes() + self.network.additions.bytes();
+        [text.sum(), network, decoder]
     }
 
     /// The first weight that is not finite, as an error that names its tensor. Reads all weights that
@@ -275,7 +301,12 @@ impl Checkpoint {
             .map(ModelError::from)
     }
 
-    /// Side of the default picture in pixels, width and height alike.
+    /// Width and height of the default picture in pixels.
+    pub fn default_sides(&self) -> [u32; 2] {
+        self.spec.own_size.unwrap_or([self.default_size(); 2])
+    }
+
+    /// Side of the default picture in pixels, where the folder recommends no other.
     pub fn default_size(&self) -> u32 {
         let factor = self.vae.config.factor();
         match self.network.config.sample_size() {
@@ -424,5 +455,6 @@ pub(crate) fn part<C>(config: C, set: WeightSet, layout: Layout, options: &OpenO
     Part {
         config,
         source: CheckpointSource::new(set, layout, options.storage),
+        additions: Additions::default(),
     }
 }

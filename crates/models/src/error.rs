@@ -83,6 +83,30 @@ pub enum ModelError {
         /// What it is.
         found: String,
     },
+    /// A file of a low-rank addition that cannot be used with the model, or at all.
+    #[error("{path}: found {found}, expected {expected}", path = path.display())]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+        /// What to do; may be empty.
+        hint: String,
+    },
+    /// A place that cannot be written to.
+    #[error("{path}: found {found}, expected {expected}", path = path.display())]
+    Target {
+        /// The place.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+        /// What to do.
+        hint: String,
+    },
     /// A single file without one of its parts.
     #[error("{path}: the file holds no {what}", path = path.display())]
     Apart {
@@ -112,7 +136,13 @@ impl ModelError {
                 let error = source.downcast_ref::<aquatint_weights::Error>()?;
                 return error.hint().map(str::to_owned);
             }
-            ModelError::Unsupported { hint, .. } => return Some(hint.clone()),
+            ModelError::Unsupported { hint, .. } | ModelError::Target { hint, .. } => {
+                return Some(hint.clone());
+            }
+            ModelError::Lora { hint, .. } if hint.is_empty() => {
+                "`aquatint inspect FILE` shows what a file holds"
+            }
+            ModelError::Lora { hint, .. } => return Some(hint.clone()),
             ModelError::NotAModel { .. } => {
                 "give a diffusers folder, or a .safetensors file with a whole model"
             }

@@ -131,6 +131,45 @@ impl Folder {
         }
     }
 
+    /// Every file, as its path in the folder; hidden ones are left out.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed.
+    pub fn files(&self) -> Result<Vec<String>, ModelError> {
+        match self {
+            Folder::Embedded { files, .. } => {
+                Ok(files.iter().map(|(name, _)| (*name).to_owned()).collect())
+            }
+            Folder::Disk(path) => {
+                let mut names = Vec::new();
+                list(path, "", &mut names).map_err(|source| ModelError::Io {
+                    path: path.clone(),
+                    source,
+                })?;
+                names.sort();
+                Ok(names)
+            }
+        }
+    }
+
+    /// Copies a file of the folder.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be written.
+    pub fn copy(&self, file: &str, to: &Path) -> Result<(), ModelError> {
+        let copied = match self {
+            Folder::Disk(path) => std::fs::copy(path.join(file), to).map(|_| ()),
+            Folder::Embedded { files, .. } => match files.iter().find(|(name, _)| *name == file) {
+                Some((_, bytes)) => std::fs::write(to, bytes),
+                None => Err(std::io::ErrorKind::NotFound.into()),
+            },
+        };
+        copied.map_err(|source| ModelError::Io {
+            path: to.to_owned(),
+            source,
+        })
+    }
+
     /// Name of the model: the last part of the path.
     pub fn name(&self) -> String {
         match self {
@@ -138,6 +177,23 @@ impl Folder {
             Folder::Embedded { name, .. } => (*name).to_owned(),
         }
     }
+}
+
+fn list(folder: &Path, prefix: &str, names: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let inside = format!("{prefix}{name}");
+        // The hub's cache holds links to files.
+        match entry.path().is_dir() {
+            true => list(&entry.path(), &format!("{inside}/"), names)?,
+            false => names.push(inside),
+        }
+    }
+    Ok(())
 }
 
 /// The last part of a path without its weight-file extension. A link's own name, not that of what it

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aquatint_diffusion::{SchedulerConfig, sampler};
+use aquatint_diffusion::SchedulerConfig;
 use aquatint_weights::{Error, WeightSet};
 use serde_json::Value;
 
@@ -14,6 +14,8 @@ use crate::folder::Folder;
 use crate::keys::Layout;
 use crate::network::NetworkConfig;
 use crate::open_transformer;
+use crate::own::Own;
+use crate::pixel;
 use crate::text::{ClipTextConfig, ClipTokenizer, Padding};
 use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
@@ -48,6 +50,9 @@ impl TokenizerPlace {
 
 /// Opens a diffusers folder.
 pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoint, ModelError> {
+    if pixel::is_one(folder) {
+        return Err(pixel::refused(&folder.path()));
+    }
     let index = read_index(folder)?;
     let scheduler = scheduler(folder)?;
     if folder.has("transformer/config.json") {
@@ -118,6 +123,7 @@ pub(crate) fn folder(folder: &Folder, options: &OpenOptions) -> Result<Checkpoin
         t5: None,
         network,
         vae,
+        loras: Vec::new(),
     })
 }
 
@@ -186,27 +192,13 @@ fn read_index(folder: &Folder) -> Result<Value, ModelError> {
     Ok(index)
 }
 
-/// Defaults that a folder brings along in `aquatint.json`: steps, guidance, sampler.
+/// Defaults that a folder brings along.
 pub(crate) fn own_defaults(folder: &Folder, spec: &mut Spec) -> Result<(), ModelError> {
-    let Some(text) = folder.text("aquatint.json")? else {
-        return Ok(());
-    };
-    let own: Value = serde_json::from_str(&text).map_err(|e| ModelError::Json {
-        path: folder.path().join("aquatint.json"),
-        message: format!("not readable as JSON ({e})"),
-    })?;
-    if let Some(steps) = own["steps"].as_u64().filter(|n| (1..=1000).contains(n)) {
-        spec.defaults.steps = steps as u32;
-    }
-    if let Some(guidance) = own["guidance"]
-        .as_f64()
-        .filter(|g| (0.0..=100.0).contains(g))
-    {
-        spec.defaults.guidance = guidance;
-    }
-    if let Some(sampler) = own["sampler"].as_str().and_then(|s| sampler::find(s).ok()) {
-        spec.own_sampler = Some(sampler.name);
-    }
+    let own = Own::read(folder)?;
+    spec.own_size = own.size;
+    spec.own_sampler = own.sampler;
+    spec.defaults.steps = own.steps.unwrap_or(spec.defaults.steps);
+    spec.defaults.guidance = own.guidance.unwrap_or(spec.defaults.guidance);
     Ok(())
 }
 

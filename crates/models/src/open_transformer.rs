@@ -99,6 +99,7 @@ pub(crate) fn folder(
         t5,
         network,
         vae,
+        loras: Vec::new(),
     })
 }
 

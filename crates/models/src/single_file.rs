@@ -81,6 +81,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
         t5: None,
         network,
         vae,
+        loras: Vec::new(),
     })
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn open(
         t5,
         network: part(config, set, layout, options),
         vae,
+        loras: Vec::new(),
     })
 }
 

@@ -98,8 +98,13 @@ impl CheckpointSource {
 
     /// The first value of the component that is not finite, as an error that names its tensor.
     pub fn non_finite(&self) -> Option<Error> {
+        self.non_finite_of(|_| true)
+    }
+
+    /// As [`CheckpointSource::non_finite`], in the tensors whose names, as the file has them, `wanted` picks.
+    pub fn non_finite_of(&self, wanted: impl Fn(&str) -> bool) -> Option<Error> {
         let taken = locked(&self.taken);
-        taken.iter().find_map(|name| {
+        taken.iter().filter(|name| wanted(name)).find_map(|name| {
             let view = self.set.get(name).ok()?;
             aquatint_weights::check_finite(&view, self.set.path()).err()
         })

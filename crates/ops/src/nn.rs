@@ -126,6 +126,41 @@ impl Linear {
     }
 }
 
+/// A low-rank addition to a convolution: one of the same kernel to few channels, then to all of them by a 1x1
+/// convolution (as kohya's and peft's).
+#[derive(Module, Debug)]
+pub struct LowRankConv {
+    /// `[rank, in, kh, kw]`.
+    pub down: Param<Tensor<4>>,
+    /// `[out, rank]`.
+    pub up: Param<Tensor<2>>,
+    scale: f64,
+}
+
+impl LowRankConv {
+    /// Reads `lora_A.weight` and `lora_B.weight` at `p`, when its source has them.
+    fn load(p: &Params<'_>, [out, input, kh, kw]: [usize; 4]) -> Result<Option<Self>, OpsError> {
+        let Some(LowRank { rank, scale }) = p.low_rank() else {
+            return Ok(None);
+        };
+        Ok(Some(LowRankConv {
+            down: p.weight("lora_A.weight", [rank, input, kh, kw])?,
+            up: p.weight_as("lora_B.weight", &[out, rank, 1, 1], [out, rank])?,
+            scale,
+        }))
+    }
+
+    /// What is added, and the residual.
+    fn forward(&self, x: Tensor<4>, shape: Conv2dShape, residual: Option<Tensor<4>>) -> Tensor<4> {
+        let low = fused::conv2d(x, self.down.val(), shape, Epilogue::default());
+        let epilogue = Epilogue {
+            residual,
+            ..Epilogue::default()
+        };
+        fused::linear(low * self.scale, self.up.val(), epilogue)
+    }
+}
+
 /// A 2-d convolution over channels-last activations; weight `[out, in, kh, kw]` (PyTorch's layout).
 #[derive(Module, Debug)]
 pub struct Conv2d {
@@ -133,6 +168,8 @@ pub struct Conv2d {
     pub weight: Param<Tensor<4>>,
     /// `[out]`, f32.
     pub bias: Option<Param<Tensor<1>>>,
+    /// Added to the weight, when the source has one.
+    pub low_rank: Option<LowRankConv>,
     #[module(skip)]
     shape: Conv2dShape,
 }
@@ -164,6 +201,7 @@ impl Conv2d {
                 true => Some(p.vector("bias", [output])?),
                 false => None,
             },
+            low_rank: LowRankConv::load(p, [output, input, kernel, kernel])?,
             shape,
         })
     }
@@ -173,19 +211,61 @@ impl Conv2d {
         self.forward_with(x, Activation::None, None)
     }
 
-    /// `activation(conv(x) + b) + residual`, in one pass.
+    /// `activation(conv(x) + b) + residual`, in one pass where there is no low-rank addition.
     pub fn forward_with(
         &self,
         x: Tensor<4>,
         activation: Activation,
         residual: Option<Tensor<4>>,
     ) -> Tensor<4> {
-        let epilogue = Epilogue {
-            bias: self.bias.as_ref().map(|b| b.val()),
-            activation,
-            residual,
+        let bias = self.bias.as_ref().map(|b| b.val());
+        self.run(x, self.shape, bias, activation, residual)
+    }
+
+    /// `conv(x) + b + shift`, with `shift` one number a channel.
+    pub fn forward_shifted(&self, x: Tensor<4>, shift: Tensor<1>) -> Tensor<4> {
+        let bias = match &self.bias {
+            Some(bias) => bias.val() + shift,
+            None => shift,
         };
-        fused::conv2d(x, self.weight.val(), self.shape, epilogue)
+        self.run(x, self.shape, Some(bias), Activation::None, None)
+    }
+
+    /// As [`Conv2d::forward`], with another stride or padding than the layer's own.
+    pub fn forward_as(&self, x: Tensor<4>, shape: Conv2dShape) -> Tensor<4> {
+        let bias = self.bias.as_ref().map(|b| b.val());
+        self.run(x, shape, bias, Activation::None, None)
+    }
+
+    fn run(
+        &self,
+        x: Tensor<4>,
+        shape: Conv2dShape,
+        bias: Option<Tensor<1>>,
+        activation: Activation,
+        residual: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let conv = |x, activation, residual| {
+            let epilogue = Epilogue {
+                bias,
+                activation,
+                residual,
+            };
+            fused::conv2d(x, self.weight.val(), shape, epilogue)
+        };
+        let Some(low) = &self.low_rank else {
+            return conv(x, activation, residual);
+        };
+        if activation == Activation::None {
+            let low = low.forward(x.clone(), shape, residual);
+            return conv(x, activation, Some(low));
+        }
+        let low = low.forward(x.clone(), shape, None);
+        let y = fused::activate(conv(x, Activation::None, Some(low)), activation);
+        match residual {
+            Some(residual) => y + residual,
+            None => y,
+        }
     }
 }
 

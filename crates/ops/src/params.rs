@@ -97,15 +97,16 @@ pub trait ParamSource {
     /// Whether the source has a tensor of that name.
     fn has(&self, name: &str) -> bool;
 
-    /// The low-rank addition to the linear layer of that full name, when the source has one: it
-    /// then gives `<layer>.lora_A.weight` and `<layer>.lora_B.weight` too.
+    /// The low-rank addition to the linear layer or convolution of that full name, when the source has one: it
+    /// then gives `<layer>.lora_A.weight` and `<layer>.lora_B.weight` too. A layer asks after it has taken its
+    /// weight.
     fn low_rank(&self, layer: &str) -> Option<LowRank> {
         let _ = layer;
         None
     }
 }
 
-/// Size of a low-rank addition, see [`crate::nn::LowRankAddition`].
+/// Size of a low-rank addition, see [`crate::nn::LowRankAddition`] and [`crate::nn::LowRankConv`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LowRank {
     /// Its rank.

@@ -165,18 +165,6 @@ pub enum Error {
         /// The shape that the model has.
         expected: Vec<usize>,
     },
-    /// A tensor of another storage type.
-    #[error("{}: tensor {} is stored as {found}, expected {expected}", path.display(), Name(name))]
-    WrongDType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's name.
-        name: String,
-        /// The type in the file.
-        found: DType,
-        /// The types that would do.
-        expected: &'static str,
-    },
     /// A value that is no number.
     #[error("{}: tensor {} holds {value} at index {index}, expected finite numbers", path.display(), Name(name))]
     NonFinite {
@@ -200,14 +188,6 @@ pub enum Error {
         shape: Vec<usize>,
         /// Why not.
         problem: String,
-    },
-    /// Several tensors are missing or of the wrong shape or type.
-    #[error("{}: {summary}", path.display())]
-    Incomplete {
-        /// The file or folder.
-        path: PathBuf,
-        /// How many of what, and the first names.
-        summary: String,
     },
     /// A conversion between storage types that does not exist.
     #[error(
@@ -279,15 +259,13 @@ impl Error {
             }
             Error::Variant { .. } => "choose one of the variants",
             Error::Duplicate { .. } => "use files that belong to one model",
-            Error::MissingTensor { .. } | Error::Incomplete { .. } => {
+            Error::MissingTensor { .. } => {
                 "the file is of another model or incomplete; `aquatint inspect FILE` lists what it holds"
             }
             Error::WrongShape { .. } | Error::Remap { .. } => {
                 "the file is of another model or version; `aquatint inspect FILE` lists what it holds"
             }
-            Error::WrongDType { .. } | Error::Conversion { .. } => {
-                "use a file that stores its weights as F32, F16 or BF16"
-            }
+            Error::Conversion { .. } => "use a file that stores its weights as F32, F16 or BF16",
             Error::NonFinite { .. } => {
                 "the file is damaged or its training diverged; get another copy"
             }

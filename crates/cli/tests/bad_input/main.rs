@@ -23,6 +23,7 @@ fn png_with(place: &Place, name: &str, parameters: Option<&str>) -> PathBuf {
         width: 8,
         height: 8,
         rgb: vec![9; 192],
+        grey: false,
     };
     let path = place.join(name);
     aquatint_engine::picture::save(&path, &picture, parameters, true).expect("a PNG");

@@ -49,6 +49,7 @@ fn picture(path: &Path) {
         width: 8,
         height: 8,
         rgb: vec![200; 192],
+        grey: false,
     };
     aquatint_engine::picture::save(path, &picture, None, true).expect("a PNG");
 }

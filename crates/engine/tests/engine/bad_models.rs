@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use aquatint_engine::EngineError;
 use aquatint_engine::models::{Checkpoint, Location, ModelError, OpenOptions};
 use aquatint_engine::weights::Error as WeightError;
+use aquatint_engine::{Device, EngineError, Event, Request, RunOptions, Stage, generate};
 use aquatint_testkit::{folder, golden, single_file, unet_only};
 use tempfile::TempDir;
 
@@ -103,6 +103,44 @@ fn a_nan_is_blamed_on_its_tensor() {
                 assert_says(&error, &[end, shown, file, "at index 3"]);
             }
         }
+    }
+}
+
+/// A decoder with a NaN is told before the loop, not at its end; an encoder is not used.
+#[test]
+fn a_nan_of_the_autoencoder_is_told_before_the_first_step() {
+    for (end, told) in [
+        ("decoder.mid_block.attentions.0.to_q.weight", true),
+        ("encoder.mid_block.attentions.0.to_q.weight", false),
+    ] {
+        let (_dir, copy) = changed("sd1", VAE, |tensors| {
+            let name = full_name(tensors, end);
+            let data = &mut tensors.get_mut(&name).unwrap().data;
+            data[6..8].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        });
+        let mut steps = 0;
+        let made = generate(
+            &open(&copy, &OpenOptions::default()),
+            &Request {
+                width: 64,
+                height: 64,
+                steps: 2,
+                ..Request::default()
+            },
+            &RunOptions::default(),
+            &Device::flex(),
+            &mut |event| {
+                if let Event::Step {
+                    stage: Stage::Denoise,
+                    ..
+                } = event
+                {
+                    steps += 1;
+                }
+                std::ops::ControlFlow::Continue(())
+            },
+        );
+        assert_eq!((made.is_err(), steps == 0), (told, told), "{end}");
     }
 }
 

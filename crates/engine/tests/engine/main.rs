@@ -10,5 +10,7 @@ mod determinism;
 mod flow;
 mod flow_layouts;
 mod layouts;
+mod lora;
 mod pipelines;
+mod pixels;
 mod support;

@@ -81,6 +81,7 @@ fn spec(
             sampler: "euler",
         },
         scheduler,
+        own_size: None,
         own_sampler: None,
         text: TextUse::T5AndPooled,
         t5_tokens: 512,

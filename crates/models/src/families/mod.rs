@@ -94,6 +94,8 @@ pub struct Spec {
     pub defaults: Defaults,
     /// Scheduler configuration.
     pub scheduler: SchedulerConfig,
+    /// Width and height that the model's folder asks for in `aquatint.json`.
+    pub own_size: Option<[u32; 2]>,
     /// Sampler that the model's folder asks for in `aquatint.json`.
     pub own_sampler: Option<&'static str>,
     /// Use of the text encoders.
@@ -215,6 +217,49 @@ pub fn detect(facts: &Facts) -> Result<(&'static Family, &'static str), ModelErr
         },
         Ok,
     )
+}
+
+/// What a low-rank addition tells of the model that it was made for.
+#[derive(Debug)]
+pub(crate) struct LoraClues<'a> {
+    /// Width of the text that its attentions read.
+    pub context: Option<usize>,
+    /// Whether it changes a second text encoder.
+    pub second_encoder: bool,
+    /// Names of its layers, joined by underscores.
+    pub names: Vec<&'a str>,
+}
+
+/// The family that a low-rank addition seems made for.
+pub(crate) fn of_lora(clues: &LoraClues<'_>) -> Option<&'static str> {
+    const TRANSFORMERS: &[(&str, &str)] = &[
+        ("double_blocks_", "FLUX"),
+        ("single_transformer_blocks_", "FLUX"),
+        ("joint_blocks_", "Stable Diffusion 3"),
+        ("transformer_transformer_blocks_", "Stable Diffusion 3"),
+    ];
+    let of_context = |width| {
+        let family = FAMILIES.iter().find(|f| {
+            (f.network)()
+                .unet()
+                .is_ok_and(|unet| unet.context_dim() == Some(width))
+        });
+        family.map(|f| f.title)
+    };
+    let two = || {
+        let is_unet = |f: &&Family| (f.network)().unet().is_ok();
+        FAMILIES
+            .iter()
+            .filter(is_unet)
+            .find(|f| (f.text)().len() == 2)
+    };
+    let named = TRANSFORMERS
+        .iter()
+        .find(|(part, _)| clues.names.iter().any(|name| name.contains(part)));
+    named
+        .map(|(_, title)| *title)
+        .or_else(|| clues.context.and_then(of_context))
+        .or_else(|| clues.second_encoder.then(two)?.map(|f| f.title))
 }
 
 /// Whether the file's own words say that it is distilled for one to four steps: its name, or the

@@ -42,6 +42,7 @@ fn spec(facts: &Facts) -> Spec {
         },
         // diffusers' pipeline mends old configurations.
         scheduler: scheduler(facts, prediction, None).in_stable_diffusion_pipeline(),
+        own_size: None,
         own_sampler: None,
         text: TextUse::One,
         t5_tokens: 0,

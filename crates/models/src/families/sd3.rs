@@ -95,6 +95,7 @@ fn spec(facts: &Facts, defaults: Defaults) -> Spec {
         prediction,
         defaults,
         scheduler,
+        own_size: None,
         own_sampler: None,
         text: TextUse::Joint,
         t5_tokens: 256,

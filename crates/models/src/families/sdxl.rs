@@ -46,6 +46,7 @@ fn spec(facts: &Facts) -> Spec {
             sampler: if turbo { "euler_a" } else { "euler" },
         },
         scheduler: scheduler(facts, prediction, Some(spacing)),
+        own_size: None,
         own_sampler: None,
         text: TextUse::Two,
         t5_tokens: 0,

@@ -103,6 +103,16 @@ impl Layout {
     }
 }
 
+/// The names that the original code gives to a layer of a UNet (diffusers' naming), with `layers` resnets in a down
+/// level: several where what surrounds the layer decides.
+pub(crate) fn ldm_unet_names(layer: &str, layers: usize) -> [String; 2] {
+    // A name of a module is one of its tensors' without the end.
+    [true, false].map(|is_there| {
+        let name = unet::ldm(&format!("{layer}.weight"), layers, &|_| is_there);
+        name.strip_suffix(".weight").unwrap_or(&name).to_owned()
+    })
+}
+
 /// The names of a set, for the finders below.
 pub(crate) fn names(set: &aquatint_weights::WeightSet) -> BTreeSet<&str> {
     set.names().collect()

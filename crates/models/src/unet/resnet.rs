@@ -1,6 +1,6 @@
 //! Residual blocks and the layers that change the size, shared with the autoencoder.
 
-use aquatint_ops::fused::{self, Activation, Conv2dShape, Epilogue};
+use aquatint_ops::fused::{self, Activation, Conv2dShape};
 use aquatint_ops::nn::{Conv2d, GroupNorm, Linear};
 use aquatint_ops::{OpsError, Params, Tensor};
 use burn::module::Module;
@@ -123,16 +123,7 @@ impl ResnetBlock {
         if rows > 1 {
             return self.conv1.forward(h) + time.reshape([rows, 1, 1, channels]);
         }
-        let time = time.reshape([channels]);
-        let bias = match &self.conv1.bias {
-            Some(bias) => bias.val() + time,
-            None => time,
-        };
-        let epilogue = Epilogue {
-            bias: Some(bias),
-            ..Epilogue::default()
-        };
-        fused::conv2d(h, self.conv1.weight.val(), Conv2dShape::same(3), epilogue)
+        self.conv1.forward_shifted(h, time.reshape([channels]))
     }
 }
 
@@ -205,11 +196,7 @@ impl Upsample {
             return self.forward(x);
         }
         let x = nearest(nearest(x, 1, size[0]), 2, size[1]);
-        let epilogue = Epilogue {
-            bias: self.conv.bias.as_ref().map(|b| b.val()),
-            ..Epilogue::default()
-        };
-        fused::conv2d(x, self.conv.weight.val(), Conv2dShape::same(3), epilogue)
+        self.conv.forward_as(x, Conv2dShape::same(3))
     }
 }
 

@@ -1,8 +1,11 @@
-//! Key maps, and the loader's account.
+//! Key maps, and the account of a load.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use aquatint_weights::{DType, Error, Loader, Remap, Reshape, TensorView, WeightSet, safetensors};
+use aquatint_weights::{
+    Applied, DType, Error, LoadReport, Remap, Reshape, TensorView, WeightSet, WrongShape,
+    check_finite, safetensors,
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use tempfile::TempDir;
@@ -220,129 +223,15 @@ fn turns_that_a_shape_does_not_allow() {
 }
 
 #[test]
-fn a_loader_takes_by_path_and_keeps_the_account() {
-    let (_dir, all) = set(&[
-        f32s("down.0.conv.weight", &[4, 3]),
-        f32s("down.0.conv.bias", &[4]),
-        f32s("extra.weight", &[2]),
-        of_type("text.position_ids", DType::I64, &[1, 7]),
-    ]);
-    let loader = Loader::new(all);
-    let block = loader.at("down").at(0);
-    assert_eq!(block.path(), "down.0");
-    assert!(block.has("conv.weight") && block.has_part("conv") && !block.has_part("con"));
-    let conv = block.at("conv");
-    assert_eq!(
-        conv.tensor("weight", &[4, 3]).unwrap().name,
-        "down.0.conv.weight"
-    );
-    assert!(conv.optional_tensor("bias", &[4]).unwrap().is_some());
-    assert!(conv.optional_tensor("scale", &[4]).unwrap().is_none());
-    let report = loader.finish(&["*.position_ids"]).unwrap();
-    assert_eq!(
-        report.applied.keys().collect::<Vec<_>>(),
-        ["down.0.conv.bias", "down.0.conv.weight"]
-    );
-    assert_eq!((report.parameters(), report.bytes()), (16, 64));
-    assert_eq!(
-        (report.unused.as_slice(), report.ignored.len()),
-        (&["extra.weight".to_string()][..], 1)
-    );
-    assert_eq!(report.absent_optional, ["down.0.conv.scale"]);
-    let text = report.to_string();
-    assert_eq!(
-        text,
-        "applied tensors: 2, 16 parameters in 64 bytes\nunused tensors (1): \"extra.weight\"\nunused and known to be harmless: 1"
-    );
-    assert!(
-        serde_json::to_string(&report)
-            .unwrap()
-            .contains("extra.weight")
-    );
-}
-
-#[test]
-fn a_strict_loader_stops_at_the_first_fault() {
-    let (_dir, all) = set(&[f32s("a", &[4, 3]), of_type("ids", DType::I64, &[2])]);
-    let loader = Loader::new(all);
-    let text = |r: Result<TensorView, Error>| {
-        let e = r.unwrap_err();
-        assert!(e.hint().is_some());
-        e.to_string()
-    };
-    assert!(
-        text(loader.at("x").tensor("w", &[1]))
-            .ends_with("m.safetensors: tensor \"x.w\" is missing")
-    );
-    assert!(text(loader.tensor("a", &[3, 4])).ends_with("\"a\" has shape [4, 3], expected [3, 4]"));
-    let ids = text(loader.tensor("ids", &[2]));
-    assert!(
-        ids.ends_with("\"ids\" is stored as I64, expected a floating-point type"),
-        "{ids}"
-    );
-    assert_eq!(loader.raw_tensor("ids").unwrap().dtype, DType::I64);
-    let error = loader.finish(&[]).unwrap_err();
-    assert!(matches!(error, Error::Incomplete { .. }), "{error}");
-    assert_eq!(loader.report().missing, ["x.w"]);
-}
-
-#[test]
-fn a_collecting_loader_tells_of_all_faults_at_once() {
-    let (_dir, all) = set(&[f32s("a", &[4, 3]), of_type("ids", DType::I64, &[2])]);
-    let loader = Loader::collecting(all);
-    for i in 0..12 {
-        let zeros = loader.at(i).tensor("w", &[2, 5]).unwrap();
-        assert_eq!(
-            (zeros.shape.as_slice(), zeros.len(), first_byte(&zeros)),
-            (&[2, 5][..], 10, 0)
-        );
-    }
-    loader.tensor("a", &[3, 4]).unwrap();
-    loader.tensor("ids", &[2]).unwrap();
-    let error = loader.finish(&[]).unwrap_err();
-    let text = error.to_string();
-    assert!(
-        text.contains("missing tensors (12): \"0.w\", \"1.w\"") && text.contains("and 2 more"),
-        "{text}"
-    );
-    assert!(
-        text.contains("tensors of another shape (1): \"a\" is [4, 3], expected [3, 4]"),
-        "{text}"
-    );
-    assert!(
-        text.contains(
-            "tensors of another type (1): \"ids\" is I64, expected a floating-point type"
-        ),
-        "{text}"
-    );
-    assert!(!text.contains('\n'));
-    // A shape that no memory holds is the fault itself, and so is the thousand-and-first.
-    assert!(loader.tensor("huge", &[usize::MAX, 2]).is_err());
-    let stopped = (0..2000).position(|i| loader.at("more").at(i).tensor("w", &[1]).is_err());
-    assert!(
-        stopped.is_some_and(|i| (900..1000).contains(&i)),
-        "{stopped:?}"
-    );
-}
-
-fn first_byte(view: &TensorView) -> u8 {
-    view.data[0]
-}
-
-#[test]
-fn a_checking_loader_names_the_tensor_that_holds_nan() {
+fn a_tensor_that_holds_nan_is_named() {
     let nan: Vec<u8> = [1.0, f32::NAN, 2.0]
         .iter()
         .flat_map(|x| x.to_le_bytes())
         .collect();
     let bad = TensorView::new("unet.conv.bias", DType::F32, vec![3], Bytes::from(nan)).unwrap();
     let (_dir, all) = set(&[bad, f32s("good", &[3])]);
-    Loader::new(all.clone())
-        .tensor("unet.conv.bias", &[3])
-        .unwrap();
-    let loader = Loader::new(all).checking_finite();
-    loader.tensor("good", &[3]).unwrap();
-    let error = loader.at("unet.conv").tensor("bias", &[3]).unwrap_err();
+    check_finite(&all.get("good").unwrap(), all.path()).unwrap();
+    let error = check_finite(&all.get("unet.conv.bias").unwrap(), all.path()).unwrap_err();
     let text = error.to_string();
     assert!(
         text.ends_with("tensor \"unet.conv.bias\" holds NaN at index 1, expected finite numbers"),
@@ -351,28 +240,37 @@ fn a_checking_loader_names_the_tensor_that_holds_nan() {
 }
 
 #[test]
-fn reports_of_components_add_up() {
-    let (_dir, all) = set(&[
-        f32s("unet.a", &[4]),
-        f32s("vae.b", &[2]),
-        f32s("vae.c", &[1]),
-    ]);
-    let take = |name: &str, shape: &[usize]| {
-        let part = Loader::new(all.filtered(|n| n.starts_with(&name[..3])));
-        part.tensor(name, shape).unwrap();
-        part.finish(&[]).unwrap()
+fn a_report_tells_each_kind_of_fault() {
+    let mut report = LoadReport::default();
+    let applied = Applied {
+        dtype: DType::F32,
+        elements: 16,
+        bytes: 64,
     };
-    let mut report = take("unet.a", &[4]);
-    report.merge(take("vae.b", &[2]));
-    assert_eq!((report.parameters(), report.applied.len()), (6, 2));
-    assert_eq!(report.unused, ["vae.c"]);
-    report.check().unwrap();
+    report.applied.insert("conv.weight".into(), applied);
+    report.unused.push("extra".into());
+    report.ignored.push("position_ids".into());
+    assert!(report.is_complete());
+    assert_eq!(
+        report.to_string(),
+        "applied tensors: 1, 16 parameters in 64 bytes\nunused tensors (1): \"extra\"\nunused and known to be harmless: 1"
+    );
     report.missing.push("x".into());
-    let error = report.check().unwrap_err();
+    report.wrong_shape.push(WrongShape {
+        name: "y".into(),
+        found: vec![1],
+        expected: vec![2],
+    });
+    let text = report.to_string();
+    assert!(!report.is_complete());
+    assert!(text.contains("missing tensors (1): \"x\""), "{text}");
     assert!(
-        error
-            .to_string()
-            .ends_with("m.safetensors: missing tensors (1): \"x\""),
-        "{error}"
+        text.contains("tensors of another shape (1): \"y\" is [1], expected [2]"),
+        "{text}"
+    );
+    assert!(
+        serde_json::to_string(&report)
+            .unwrap()
+            .contains("conv.weight")
     );
 }
