@@ -1,10 +1,10 @@
 """The first ten losses of tiny runs in PyTorch, for crates/train/tests/text.rs and pictures.rs.
 
-The same weights (golden/sd1, and golden/pixels, which this script makes), pictures, order, captions, classes, noise
+The same weights (golden/sd1, and golden/train_pixels, which this script makes), pictures, order, captions, classes, noise
 levels and noise as `aquatint train diffusion` takes from the seed: its random numbers are Philox words of (seed, step,
 purpose, index), computed here by numpy.
 
-    python golden/train_losses.py        writes golden/train_losses.json and golden/pixels/
+    python golden/train_losses.py        writes golden/train_losses.json and golden/train_pixels/
 """
 
 import json
@@ -186,7 +186,7 @@ def of_captions(process):
 
 def of_classes():
     """Grey pixels, told one of two classes: those of even and of odd number, in folders of their own."""
-    model = HERE / "pixels"
+    model = HERE / "train_pixels"
     torch.manual_seed(5)
     unet = rounded(draw_weights(UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,

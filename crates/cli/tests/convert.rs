@@ -78,6 +78,8 @@ fn pictures_from_converted_models() {
         let picture = place.join(out);
         place.ok([
             "generate",
+            "--seed",
+            "7",
             "a red apple",
             "-m",
             arg(model),
@@ -97,7 +99,8 @@ fn pictures_from_converted_models() {
     let want = draw(&source, "source.png");
     let f16 = place.join("f16.gguf");
     place.ok(["convert", arg(&source), arg(&f16), "--to", "f16"]);
-    assert_eq!(draw(&f16, "f16.png"), want, "f16 in f16 is the same model");
+    let same = draw(&f16, "f16.png") == want;
+    assert!(same, "f16 in f16 is the same model");
     let psnr = |to: &str| {
         let out = place.join(format!("{to}.gguf"));
         place.ok(["convert", arg(&source), arg(&out), "--to", to]);
@@ -106,10 +109,14 @@ fn pictures_from_converted_models() {
         psnr
     };
     assert!(psnr("q8_0") >= 35.0);
+    // Few of the tiny model's rows are 256 long, so that most of this is Q8_0; four bits throughout are Q4_0, which is
+    // coarser than Q4_K (24.5 dB here, of random weights).
     assert!(psnr("q4_k") >= 25.0);
+    assert!(psnr("q4_0") >= 20.0);
     let back = place.join("back.safetensors");
     place.ok(["convert", arg(&f16), arg(&back), "--to", "f16"]);
-    assert_eq!(draw(&back, "back.png"), want);
+    let same = draw(&back, "back.png") == want;
+    assert!(same, "and back");
 }
 
 #[test]

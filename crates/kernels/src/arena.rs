@@ -137,7 +137,19 @@ mod tests {
         assert_eq!(arena.untouch(9), vec_of(PAGE..2 * PAGE));
     }
 
+    /// Miri is slow, and has no directory in which to keep what failed.
+    fn config() -> ProptestConfig {
+        let mut config = ProptestConfig::default();
+        if cfg!(miri) {
+            config.cases = 4;
+            config.failure_persistence = None;
+        }
+        config
+    }
+
     proptest! {
+        #![proptest_config(config())]
+
         #[test]
         fn blocks_never_overlap_and_nothing_is_lost(
             script in proptest::collection::vec((0usize..2000, any::<prop::sample::Index>()), 1..120)

@@ -119,7 +119,7 @@ pub(crate) fn linear<const D: usize>(
     epilogue: &Epilogue<D>,
 ) -> Option<Tensor<D>> {
     let data = Weight::new(weight)?;
-    linear_of(x, data.data(), weight.dims(), epilogue)
+    linear_of(x, data.data(), weight.dims(), epilogue, false)
 }
 
 pub(crate) fn linear_packed<const D: usize>(
@@ -127,15 +127,43 @@ pub(crate) fn linear_packed<const D: usize>(
     weight: &PackedWeight,
     epilogue: &Epilogue<D>,
 ) -> Option<Tensor<D>> {
-    linear_of(x, weight.data()?, weight.dims(), epilogue)
+    linear_of(x, weight.data()?, weight.dims(), epilogue, false)
+}
+
+/// [`geglu`] of a product, whose values and gates are never stored.
+pub(crate) fn linear_geglu<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<2>,
+    bias: &Option<Tensor<1>>,
+) -> Option<Tensor<D>> {
+    let data = Weight::new(weight)?;
+    linear_of(x, data.data(), weight.dims(), &gelu_of(bias), true)
+}
+
+pub(crate) fn linear_geglu_packed<const D: usize>(
+    x: &Tensor<D>,
+    weight: &PackedWeight,
+    bias: &Option<Tensor<1>>,
+) -> Option<Tensor<D>> {
+    linear_of(x, weight.data()?, weight.dims(), &gelu_of(bias), true)
+}
+
+fn gelu_of<const D: usize>(bias: &Option<Tensor<1>>) -> Epilogue<D> {
+    Epilogue {
+        bias: bias.clone(),
+        activation: Activation::Gelu,
+        residual: None,
+    }
 }
 
 fn linear_of<const D: usize>(
     x: &Tensor<D>,
     weight: RhsData<'_>,
-    [n, k]: [usize; 2],
+    [outputs, k]: [usize; 2],
     epilogue: &Epilogue<D>,
+    gated: bool,
 ) -> Option<Tensor<D>> {
+    let n = if gated { outputs / 2 } else { outputs };
     let input = Operand::new(x)?;
     let bias = Operand::optional(&epilogue.bias)?;
     let residual = Operand::optional(&epilogue.residual)?;
@@ -154,6 +182,7 @@ fn linear_of<const D: usize>(
         epilogue: kernels::Epilogue {
             bias: bias.as_ref().map(Operand::values),
             activation: epilogue.activation,
+            gated,
             residual: residual.as_ref().map(|r| MatRef::new(r.values(), n)),
             ..Default::default()
         },
@@ -208,6 +237,27 @@ pub(crate) fn attention(
     heads: usize,
     mask: &AttentionMask,
 ) -> Option<Tensor<3>> {
+    attention_of([q, k, v], heads, mask, None)
+}
+
+/// [`attention`], and for its backward pass the log-sum-exp of each query's scores, `[batch, heads, queries]`.
+pub(crate) fn attention_with_lse(
+    [q, k, v]: [&Tensor<3>; 3],
+    heads: usize,
+    mask: &AttentionMask,
+) -> Option<(Tensor<3>, Tensor<3>)> {
+    let [batch, queries, _] = q.dims();
+    let mut lse = Buffer::new(batch * heads * queries);
+    let y = attention_of([q, k, v], heads, mask, Some(&mut lse))?;
+    Some((y, wrap(lse, [batch, heads, queries])))
+}
+
+fn attention_of(
+    [q, k, v]: [&Tensor<3>; 3],
+    heads: usize,
+    mask: &AttentionMask,
+    lse: Option<&mut Buffer>,
+) -> Option<Tensor<3>> {
     let (qs, ks, vs) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
     let additive = match mask {
         AttentionMask::Additive(m) => Some(Operand::new(m)?),
@@ -218,7 +268,7 @@ pub(crate) fn attention(
     let head_dim = channels / heads;
     let view = |data, tokens| kernels::HeadsRef::new(data, tokens, heads, head_dim);
     let mut out = Buffer::new(batch * queries * channels);
-    done(kernels::attention(kernels::Attention {
+    let attention = kernels::Attention {
         batch,
         heads,
         queries,
@@ -233,7 +283,11 @@ pub(crate) fn attention(
             .as_ref()
             .map(|m| kernels::Mask::queries_keys(m.values(), keys)),
         out: &mut out,
-    }));
+    };
+    done(match lse {
+        Some(lse) => kernels::attention_with_lse(attention, lse),
+        None => kernels::attention(attention),
+    });
     Some(wrap(out, [batch, queries, channels]))
 }
 

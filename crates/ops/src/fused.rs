@@ -101,6 +101,41 @@ pub fn linear_packed<const D: usize>(
     }
 }
 
+/// [`geglu`] of [`linear`], in one pass: values and gates are never stored.
+///
+/// # Shapes
+/// - x: `[.., in]`; weight: `[2 n, in]` in any storage type, first values, then gates; bias: `[2 n]`
+/// - output: `[.., n]`
+pub fn linear_geglu<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    match flex::linear_geglu(&x, &weight, &bias) {
+        Some(y) => y,
+        None => geglu(linear(x, weight, biased(bias))),
+    }
+}
+
+/// [`linear_geglu`] with a weight that is stored in a type that tensors do not have.
+pub fn linear_geglu_packed<const D: usize>(
+    x: Tensor<D>,
+    weight: &PackedWeight,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    match flex::linear_geglu_packed(&x, weight, &bias) {
+        Some(y) => y,
+        None => geglu(linear_packed(x, weight, biased(bias))),
+    }
+}
+
+fn biased<const D: usize>(bias: Option<Tensor<1>>) -> Epilogue<D> {
+    Epilogue {
+        bias,
+        ..Epilogue::default()
+    }
+}
+
 /// 2-d convolution, channels last: `activation(conv(x) + bias) + residual`.
 ///
 /// # Shapes

@@ -82,6 +82,18 @@ impl Linear {
         self.forward_with(x, Activation::None, None)
     }
 
+    /// GEGLU of the output, whose first half are values, the second gates; in one pass where there is no low-rank
+    /// addition. `[.., in]` to `[.., out / 2]`.
+    pub fn forward_geglu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.low_rank {
+            Some(_) => fused::geglu(self.forward(x)),
+            None => {
+                let bias = self.bias.as_ref().map(|b| b.val());
+                self.weight.linear_geglu(x, bias)
+            }
+        }
+    }
+
     /// `activation(x W^T + b) + residual`, in one pass where there is no low-rank addition.
     pub fn forward_with<const D: usize>(
         &self,

@@ -175,4 +175,12 @@ impl Weight {
             Weight::Packed(weight) => fused::linear_packed(x, weight, epilogue),
         }
     }
+
+    /// See [`fused::linear_geglu`].
+    pub fn linear_geglu<const D: usize>(&self, x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+        match self {
+            Weight::Float(weight) => fused::linear_geglu(x, weight.val(), bias),
+            Weight::Packed(weight) => fused::linear_geglu_packed(x, weight, bias),
+        }
+    }
 }

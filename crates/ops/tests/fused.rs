@@ -64,6 +64,26 @@ fn linear() {
 }
 
 #[test]
+fn linear_and_geglu_in_one_pass() {
+    let (w, b) = (random([38, 33], 2), random([38], 3));
+    for (x, bias) in [
+        (random([2, 7, 33], 1), Some(b)),
+        (random([1, 3, 33], 1), None),
+    ] {
+        let epilogue = Epilogue {
+            bias: bias.clone(),
+            ..Epilogue::default()
+        };
+        for w in [w.clone(), half(w.clone())] {
+            close(
+                fused::linear_geglu(x.clone(), w.clone(), bias.clone()),
+                reference::geglu(reference::linear(x.clone(), w, epilogue.clone())),
+            );
+        }
+    }
+}
+
+#[test]
 fn linear_of_a_transposed_view() {
     let x = random([2, 33, 7], 1).swap_dims(1, 2);
     let w = random([33, 19], 2).transpose();

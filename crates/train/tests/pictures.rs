@@ -198,7 +198,7 @@ fn the_first_ten_losses_are_those_of_pytorch() {
          [data.captions]\ndropout = 0.3\n\
          [objective]\nloss_weight = {{ kind = \"min-snr\" }}\n\
          [learning_rate]\npeak = 1e-3\nwarmup = 0\n",
-        golden("pixels").display().to_string(),
+        golden("train_pixels").display().to_string(),
         data.display().to_string(),
     );
     let path = dir.path().join("config.toml");

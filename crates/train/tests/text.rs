@@ -121,6 +121,12 @@ fn the_first_ten_losses_of_a_flow_are_those_of_pytorch() {
     assert_eq!(scheduler["prediction_type"], "flow_prediction");
     assert_eq!(scheduler["use_flow_sigmas"], true);
     assert_eq!(scheduler["flow_shift"], 3.0);
+    let text = std::fs::read_to_string(out.join("model/text_encoder/config.json"));
+    let text: serde_json::Value = serde_json::from_str(&text.expect("a file")).expect("JSON");
+    assert_eq!(
+        text["dtype"], "float32",
+        "the type that diffusers runs the rest in"
+    );
     // The folder goes on as a flow.
     let mut again = config.clone();
     again.model.from = Some(out.join("model"));

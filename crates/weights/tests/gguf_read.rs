@@ -247,6 +247,10 @@ fn values_that_are_none() {
         let found = problem(file(&[key], &[], 0));
         assert!(matches!(found, Problem::Alignment { .. }), "{found}");
     }
+    // A text, which may hold anything; the message must not.
+    let text = [&2u64.to_le_bytes()[..], b"\x1b\n"].concat();
+    let found = problem(file(&[pair("general.alignment", 8, &text)], &[], 0));
+    assert!(matches!(found, Problem::Alignment { .. }), "{found}");
     let wide = pair("general.alignment", 10, &32u64.to_le_bytes());
     assert!(matches!(
         problem(file(&[wide], &[], 0)),

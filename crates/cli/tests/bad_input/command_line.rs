@@ -138,7 +138,10 @@ fn names_that_are_not_known_are_answered_with_the_nearest() {
             (&["--dtype", "f8"], "expected auto, f32, f16 or bf16"),
             (&["--vae-tiling", "maybe"], "expected auto, on or off"),
             (&["--prompt-syntax", "other"], "expected weighted or plain"),
-            (&["--prediction", "x0"], "expected epsilon, v or sample"),
+            (
+                &["--prediction", "x0"],
+                "expected epsilon, v, sample or flow",
+            ),
             (&["--sampelr", "euler"], "did you mean --sampler?"),
         ],
     );

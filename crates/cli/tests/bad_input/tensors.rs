@@ -162,11 +162,6 @@ fn other_kinds_of_weights_are_called_by_their_names() {
             "ControlNet",
         ),
         (
-            "flux.safetensors",
-            &["double_blocks.0.img_attn.qkv.weight"],
-            "FLUX",
-        ),
-        (
             "embedding.safetensors",
             &["emb_params"],
             "textual inversion",

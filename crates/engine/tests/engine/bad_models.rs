@@ -329,7 +329,6 @@ fn other_kinds_of_files_are_recognised() {
         (&peft, "LoRA"),
         (&tiny, "tiny autoencoder"),
         (&control, "ControlNet"),
-        (&flux, "FLUX"),
         (&sd3, "Stable Diffusion 3"),
         (&golden(&format!("sd1/{VAE}")), "an autoencoder"),
         (&golden(&format!("sd1/{TEXT}")), "a text encoder"),
@@ -342,6 +341,9 @@ fn other_kinds_of_files_are_recognised() {
         );
         assert_says(&error, &[kind, "expected a text-to-image model"]);
     }
+    // A family that is known, without what tells its shape.
+    let cut = error(&flux, &OpenOptions::default());
+    assert_says(&cut, &["flux.safetensors", "img_in.weight is missing"]);
     // And where a part was asked for.
     let options = OpenOptions {
         vae: Some(lora.clone()),
@@ -371,11 +373,11 @@ fn folders_that_are_no_models() {
     assert_says(&error(dir.path(), &OpenOptions::default()), &["folder"]);
     std::fs::remove_file(file).unwrap();
     // Another pipeline.
-    let index = r#"{"_class_name": "FluxPipeline"}"#;
+    let index = r#"{"_class_name": "LuminaPipeline"}"#;
     std::fs::write(dir.path().join("model_index.json"), index).unwrap();
     assert_says(
         &error(dir.path(), &OpenOptions::default()),
-        &["FluxPipeline", "not supported"],
+        &["LuminaPipeline", "not supported"],
     );
     std::fs::write(dir.path().join("model_index.json"), "{").unwrap();
     assert_says(

@@ -9,6 +9,7 @@ use super::tiles::{HeadRows, Hidden, MAX_WIDTH, TurnedRows, pack_turned};
 use crate::Isa;
 use crate::gemm::driver::{SharedOut, for_each};
 use crate::gemm::params::{SERIAL_WORK, split};
+use crate::gemm::tasks::for_each_in_turn;
 use crate::gemm::tile::{ALayout, TileArgs};
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd, map, math};
@@ -46,7 +47,7 @@ pub(super) fn run(isa: Isa, mut attention: Attention<'_>, lse: Option<&mut [f32]
             sizes.pack(a, (first + i) / a.heads, (first + i) % a.heads, part);
         });
         let packed = packed.as_slice();
-        for_each(count * chunks, parallel, |task| {
+        for_each_in_turn(count * chunks, parallel, |task| {
             let i = task / chunks;
             let packed = &packed[i * sizes.pair()..][..sizes.pair()];
             let blocks = split(blocks, chunks, task % chunks);
@@ -215,10 +216,18 @@ impl Panel {
     fn softmax<S: Simd>(&mut self, s: S, scores: &mut [f32], sums: &mut [f32]) {
         for lane in (0..S::NR).step_by(S::LANES) {
             let before = s.load_slice(&self.max[lane..]);
-            let mut max = before;
-            for row in scores.chunks_exact(S::NR) {
-                max = s.max(max, s.load_slice(&row[lane..]));
+            // Four at a time, which need not wait for each other.
+            let mut most = [before; 4];
+            let mut fours = scores.chunks_exact(4 * S::NR);
+            for rows in &mut fours {
+                for (max, row) in most.iter_mut().zip(rows.chunks_exact(S::NR)) {
+                    *max = s.max(*max, s.load_slice(&row[lane..]));
+                }
             }
+            for row in fours.remainder().chunks_exact(S::NR) {
+                most[0] = s.max(most[0], s.load_slice(&row[lane..]));
+            }
+            let max = s.max(s.max(most[0], most[1]), s.max(most[2], most[3]));
             let shrink = math::exp(s, s.sub(before, max));
             let mut sum = s.mul(s.load_slice(&self.sum[lane..]), shrink);
             for row in scores.chunks_exact_mut(S::NR) {
@@ -265,6 +274,7 @@ impl<'b> Queries<'_, 'b> {
                     nv: S::NV,
                     k,
                     a_layout: ALayout::Interleaved,
+                    a_stride: 0,
                     a: a.as_ptr().add(row),
                     b: queries.as_ptr(),
                     c: c.as_mut_ptr(),
@@ -300,6 +310,7 @@ impl<'b> Queries<'_, 'b> {
                     nv: S::NV,
                     k: keys.len(),
                     a_layout: ALayout::Interleaved,
+                    a_stride: 0,
                     a: a.as_ptr(),
                     b: probabilities.as_ptr(),
                     c: c.as_mut_ptr(),

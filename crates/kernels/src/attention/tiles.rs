@@ -161,6 +161,11 @@ impl TurnedRows {
                     let at = self.start + (lane + i) * self.stride + channel;
                     // SAFETY: the caller's promise.
                     let out = unsafe { out.part(at, width) };
+                    if width == S::LANES {
+                        let factor = s.splat(factors[lane + i]);
+                        s.store_slice(out, s.mul(s.load_slice(row), factor));
+                        continue;
+                    }
                     for (o, v) in out.iter_mut().zip(row) {
                         *o = v * factors[lane + i];
                     }

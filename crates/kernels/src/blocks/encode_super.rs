@@ -1,37 +1,18 @@
-//! Numbers to GGML's K-quants. The search for each group's scale is GGML's, step by step in the same order of
-//! sums, so that the bits are the same; all groups of a block go side by side, as lanes of a vector.
+//! Numbers to GGML's K-quants: the scales that a search has found, rounded and packed, and the numbers for them.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the same lane of several arrays"
+)]
 
 use super::GROUP;
 use super::encode::half_bytes;
+use super::search::{Lanes, Search, TINY, affine, clamp, nearest, refined, symmetric};
 use super::super_blocks::{scale_and_minimum, scale_of_q3};
 use crate::simd::half_to_f32;
 
 /// Numbers of a block.
 const LEN: usize = 256;
-
-/// A block as `N` numbers of each of `G` groups side by side.
-type Lanes<const N: usize, const G: usize> = [[f32; G]; N];
-
-/// Groups whose largest magnitude is smaller are zero.
-const TINY: f32 = 1e-15;
-
-/// To the nearest whole number, halves to even, of anything below 2^22.
-#[inline(always)]
-fn nearest(x: f32) -> f32 {
-    const BIG: f32 = 12_582_912.0;
-    (x + BIG) - BIG
-}
-
-#[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
-    if x < low {
-        low
-    } else if x > high {
-        high
-    } else {
-        x
-    }
-}
 
 #[inline(always)]
 fn lanes<const N: usize, const G: usize>(block: &[f32; LEN]) -> Lanes<N, G> {
@@ -79,127 +60,6 @@ fn largest(values: &[f32]) -> f32 {
         largest = if x.abs() > largest.abs() { x } else { largest };
     }
     largest
-}
-
-/// How a scale and a minimum are looked for.
-struct Search {
-    /// The largest number.
-    top: f32,
-    /// The first of the scales that are tried, as an addition to `top`; each next is 0.1 more.
-    start: f32,
-    /// How many more are tried.
-    steps: usize,
-    /// Absolute errors are weighed, not squares.
-    absolute: bool,
-}
-
-/// Scales and minima of the groups, with `q * scale - minimum` close to `x`; `q` is what was best in the search.
-#[inline(always)]
-fn affine<const N: usize, const G: usize>(
-    x: &Lanes<N, G>,
-    weights: &Lanes<N, G>,
-    search: &Search,
-    q: &mut Lanes<N, G>,
-) -> ([f32; G], [f32; G]) {
-    let (mut low, mut high) = (x[0], x[0]);
-    let mut sum_w = weights[0];
-    let mut sum_x = [0.0; G];
-    for g in 0..G {
-        sum_x[g] = sum_w[g] * x[0][g];
-    }
-    for i in 1..N {
-        for g in 0..G {
-            let (x, w) = (x[i][g], weights[i][g]);
-            low[g] = if x < low[g] { x } else { low[g] };
-            high[g] = if x > high[g] { x } else { high[g] };
-            sum_w[g] += w;
-            sum_x[g] += w * x;
-        }
-    }
-    let (mut scale, mut inverse) = ([0.0; G], [0.0; G]);
-    let mut flat = [false; G];
-    for g in 0..G {
-        low[g] = if low[g] > 0.0 { 0.0 } else { low[g] };
-        flat[g] = high[g] == low[g];
-        inverse[g] = search.top / (high[g] - low[g]);
-        scale[g] = 1.0 / inverse[g];
-    }
-    let first = low;
-    let mut best = [0.0; G];
-    for i in 0..N {
-        for g in 0..G {
-            q[i][g] = clamp(nearest(inverse[g] * (x[i][g] - first[g])), 0.0, search.top);
-            best[g] += weights[i][g] * error(scale[g], q[i][g], low[g], x[i][g], search.absolute);
-        }
-    }
-    for step in 0..=search.steps {
-        for g in 0..G {
-            // From the best minimum so far, as the numbers below.
-            inverse[g] = (search.start + 0.1 * step as f32 + search.top) / (high[g] - low[g]);
-        }
-        let mut tried = [[0.0; G]; N];
-        let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; G], [0.0; G], [0.0; G]);
-        for i in 0..N {
-            for g in 0..G {
-                let (x, w) = (x[i][g], weights[i][g]);
-                let q = clamp(nearest(inverse[g] * (x - low[g])), 0.0, search.top);
-                tried[i][g] = q;
-                sum_q[g] += w * q;
-                sum_qq[g] += w * q * q;
-                sum_xq[g] += w * q * x;
-            }
-        }
-        let (mut new_scale, mut new_low, mut solvable) = ([0.0; G], [0.0; G], [false; G]);
-        for g in 0..G {
-            let d = sum_w[g] * sum_qq[g] - sum_q[g] * sum_q[g];
-            solvable[g] = d > 0.0;
-            let low = (sum_qq[g] * sum_x[g] - sum_q[g] * sum_xq[g]) / d;
-            let scale = (sum_w[g] * sum_xq[g] - sum_x[g] * sum_q[g]) / d;
-            let through_zero = sum_xq[g] / sum_qq[g];
-            new_scale[g] = if low > 0.0 { through_zero } else { scale };
-            new_low[g] = if low > 0.0 { 0.0 } else { low };
-        }
-        let mut errors = [0.0; G];
-        for i in 0..N {
-            for g in 0..G {
-                let e = error(
-                    new_scale[g],
-                    tried[i][g],
-                    new_low[g],
-                    x[i][g],
-                    search.absolute,
-                );
-                errors[g] += weights[i][g] * e;
-            }
-        }
-        let mut better = [false; G];
-        for g in 0..G {
-            better[g] = solvable[g] & (errors[g] < best[g]);
-            best[g] = if better[g] { errors[g] } else { best[g] };
-            scale[g] = if better[g] { new_scale[g] } else { scale[g] };
-            low[g] = if better[g] { new_low[g] } else { low[g] };
-        }
-        for i in 0..N {
-            for g in 0..G {
-                q[i][g] = if better[g] { tried[i][g] } else { q[i][g] };
-            }
-        }
-    }
-    let mut minimum = [0.0; G];
-    for g in 0..G {
-        minimum[g] = -if flat[g] { first[g] } else { low[g] };
-        scale[g] = if flat[g] { 0.0 } else { scale[g] };
-        for q in q.iter_mut() {
-            q[g] = if flat[g] { 0.0 } else { q[g] };
-        }
-    }
-    (scale, minimum)
-}
-
-#[inline(always)]
-fn error(scale: f32, q: f32, low: f32, x: f32, absolute: bool) -> f32 {
-    let off = scale * q + low - x;
-    if absolute { off.abs() } else { off * off }
 }
 
 /// The numbers again, for the scales and minima as they are stored; groups of scale zero keep theirs.
@@ -349,67 +209,6 @@ pub(super) fn encode_q2_k(block: &[f32; LEN], out: &mut [u8]) {
     out[82..84].copy_from_slice(&minimum_bytes);
 }
 
-/// Scales of sixteen groups of 16 with `(q - top) * scale` close to `x`, by squares of errors weighed by squares
-/// of numbers.
-#[inline(always)]
-fn symmetric(x: &Lanes<16, 16>, top: f32, q: &mut Lanes<16, 16>) -> [f32; 16] {
-    let mut largest = [0.0f32; 16];
-    for x in x {
-        for g in 0..16 {
-            let more = x[g].abs() > largest[g].abs();
-            largest[g] = if more { x[g] } else { largest[g] };
-        }
-    }
-    let mut scale = [0.0; 16];
-    let mut best = [0.0; 16];
-    // The middle first, then from the left to the right of it.
-    for step in [
-        0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9,
-    ] {
-        let mut inverse = [0.0; 16];
-        for g in 0..16 {
-            inverse[g] = -(top + 0.1 * step as f32) / largest[g];
-        }
-        let mut tried = [[0.0; 16]; 16];
-        let (mut sum_xq, mut sum_qq) = ([0.0; 16], [0.0; 16]);
-        for i in 0..16 {
-            for g in 0..16 {
-                let x = x[i][g];
-                let q = clamp(nearest(inverse[g] * x), -top, top - 1.0);
-                let w = x * x;
-                tried[i][g] = q + top;
-                sum_xq[g] += w * x * q;
-                sum_qq[g] += w * q * q;
-            }
-        }
-        let mut better = [false; 16];
-        for g in 0..16 {
-            let first = step == 0;
-            better[g] = first | ((sum_qq[g] > 0.0) & (sum_xq[g] * sum_xq[g] > best[g] * sum_qq[g]));
-            let new = if sum_qq[g] == 0.0 {
-                0.0
-            } else {
-                sum_xq[g] / sum_qq[g]
-            };
-            scale[g] = if better[g] { new } else { scale[g] };
-            best[g] = if better[g] { new * sum_xq[g] } else { best[g] };
-        }
-        for i in 0..16 {
-            for g in 0..16 {
-                q[i][g] = if better[g] { tried[i][g] } else { q[i][g] };
-            }
-        }
-    }
-    for g in 0..16 {
-        let tiny = largest[g].abs() < TINY;
-        scale[g] = if tiny { 0.0 } else { scale[g] };
-        for q in q.iter_mut() {
-            q[g] = if tiny { 0.0 } else { q[g] };
-        }
-    }
-    scale
-}
-
 #[inline(always)]
 pub(super) fn encode_q6_k(block: &[f32; LEN], out: &mut [u8]) {
     let x: Lanes<16, 16> = lanes(block);
@@ -441,59 +240,6 @@ pub(super) fn encode_q6_k(block: &[f32; LEN], out: &mut [u8]) {
             out[128 + GROUP * half + at] = high;
         }
     }
-}
-
-/// Scales of sixteen groups of 16 with `(q - 4) * scale` close to `x`: from the plain scale, number after number is
-/// moved where that helps.
-#[inline(always)]
-fn refined(x: &Lanes<16, 16>, q: &mut Lanes<16, 16>) -> [f32; 16] {
-    const TOP: f32 = 4.0;
-    let mut largest = [0.0f32; 16];
-    for x in x {
-        for g in 0..16 {
-            let more = x[g].abs() > largest[g].abs();
-            largest[g] = if more { x[g] } else { largest[g] };
-        }
-    }
-    let (mut sum_xq, mut sum_qq) = ([0.0; 16], [0.0; 16]);
-    for i in 0..16 {
-        for g in 0..16 {
-            let (x, w) = (x[i][g], x[i][g] * x[i][g]);
-            let new = clamp(nearest(-TOP / largest[g] * x), -TOP, TOP - 1.0);
-            q[i][g] = new;
-            sum_xq[g] += w * x * new;
-            sum_qq[g] += w * new * new;
-        }
-    }
-    for _ in 0..5 {
-        for i in 0..16 {
-            for g in 0..16 {
-                let (x, w, old) = (x[i][g], x[i][g] * x[i][g], q[i][g]);
-                let others_xq = sum_xq[g] - w * x * old;
-                let others_qq = sum_qq[g] - w * old * old;
-                let new = clamp(nearest(x * others_qq / others_xq), -TOP, TOP - 1.0);
-                let new_xq = others_xq + w * x * new;
-                let new_qq = others_qq + w * new * new;
-                let helps = (others_xq > 0.0)
-                    & (new != old)
-                    & (new_qq > 0.0)
-                    & (new_xq * new_xq * sum_qq[g] > sum_xq[g] * sum_xq[g] * new_qq);
-                q[i][g] = if helps { new } else { old };
-                sum_xq[g] = if helps { new_xq } else { sum_xq[g] };
-                sum_qq[g] = if helps { new_qq } else { sum_qq[g] };
-            }
-        }
-    }
-    let mut scale = [0.0; 16];
-    for g in 0..16 {
-        let tiny = largest[g].abs() < TINY;
-        let found = sum_qq[g] > 0.0 && !tiny;
-        scale[g] = if found { sum_xq[g] / sum_qq[g] } else { 0.0 };
-        for q in q.iter_mut() {
-            q[g] = if tiny { 0.0 } else { q[g] + TOP };
-        }
-    }
-    scale
 }
 
 #[inline(always)]

@@ -76,6 +76,19 @@ impl Format for Q8_0 {
     fn group<S: Simd>(s: S, block: &[u8], _: usize, out: &mut [f32]) {
         scaled(s, half(block), &block[2..34], &mut out[..GROUP]);
     }
+
+    #[inline(always)]
+    fn vectors<S: Simd>(s: S, block: &[u8], _: usize) -> [S::V; GROUP / 4] {
+        let block = &block[..Self::BYTES];
+        // SAFETY: the block begins with its scale.
+        let scale = unsafe { s.splat_f16(block.as_ptr()) };
+        let mut vectors = [s.zero(); GROUP / 4];
+        for (v, q) in vectors.iter_mut().zip(block[2..].chunks_exact(S::LANES)) {
+            // SAFETY: the chunk is LANES long.
+            *v = s.mul(scale, unsafe { s.load_i8(q.as_ptr()) });
+        }
+        vectors
+    }
 }
 
 impl Format for Q4_0 {
@@ -94,6 +107,22 @@ impl Format for Q4_0 {
             s.store_slice(low, s.mul(scale, s.sub(l, eight)));
             s.store_slice(high, s.mul(scale, s.sub(h, eight)));
         }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd>(s: S, block: &[u8], _: usize) -> [S::V; GROUP / 4] {
+        let block = &block[..Self::BYTES];
+        // SAFETY: the block begins with its scale.
+        let (scale, eight) = (unsafe { s.splat_f16(block.as_ptr()) }, s.splat(8.0));
+        let mut vectors = [s.zero(); GROUP / 4];
+        let half = GROUP / 2 / S::LANES;
+        for (i, bytes) in block[2..].chunks_exact(S::LANES).enumerate() {
+            // SAFETY: the chunk is LANES long.
+            let (low, high) = unsafe { s.load_nibbles(bytes.as_ptr()) };
+            vectors[i] = s.mul(scale, s.sub(low, eight));
+            vectors[half + i] = s.mul(scale, s.sub(high, eight));
+        }
+        vectors
     }
 }
 

@@ -5,6 +5,7 @@
 mod encode;
 mod encode_super;
 mod formats;
+mod search;
 mod super_blocks;
 
 use std::marker::PhantomData;
@@ -189,6 +190,17 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     const BYTES: usize;
     /// Decodes group `group` of a block of `BYTES` to `GROUP` numbers.
     fn group<S: Simd>(s: S, block: &[u8], group: usize, out: &mut [f32]);
+    /// The same numbers in registers: the first `GROUP / LANES` vectors.
+    #[inline(always)]
+    fn vectors<S: Simd>(s: S, block: &[u8], group: usize) -> [S::V; GROUP / 4] {
+        let mut numbers = [0.0; GROUP];
+        Self::group(s, block, group, &mut numbers);
+        let mut vectors = [s.zero(); GROUP / 4];
+        for (v, numbers) in vectors.iter_mut().zip(numbers.chunks_exact(S::LANES)) {
+            *v = s.load_slice(numbers);
+        }
+        vectors
+    }
 }
 
 /// Blocks of one format, addressed by number.

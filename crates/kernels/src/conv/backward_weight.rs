@@ -372,6 +372,7 @@ impl Job for Task<'_, '_> {
                             nv: S::NV,
                             k: pixels.len(),
                             a_layout: ALayout::Interleaved,
+                            a_stride: 0,
                             a: a.as_ptr(),
                             b: b.as_slice().as_ptr(),
                             c: c.as_mut_ptr(),

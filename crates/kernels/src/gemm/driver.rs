@@ -1,5 +1,5 @@
-//! The loops around the tile: blocks of columns and of the inner dimension whose right-hand side is packed once
-//! and shared, then tasks of rows and columns for the threads.
+//! The loops around the tile: columns whose right-hand side is packed once and shared, then tasks of rows and columns
+//! for the threads. A task runs through all blocks of the inner dimension, so that its part of the output stays in L2.
 
 use std::ops::Range;
 
@@ -8,8 +8,9 @@ use rayon::prelude::*;
 use super::finish::Finish;
 use super::pack::{KBlock, Lhs, Weights};
 use super::params::{
-    A_PANELS, A_STRIDE, B_L2, B_L3, KC, LINE, SERIAL_WORK, TASKS_PER_THREAD, even_part, split,
+    A_PANELS, A_STRIDE, B_L2, B_L3, COLUMNS, KC, SERIAL_WORK, TASKS_PER_THREAD, even_part, split,
 };
+use super::tasks::Tasks;
 use super::tile::{ALayout, TileArgs};
 use crate::Isa;
 use crate::scratch::Scratch;
@@ -51,6 +52,13 @@ impl SharedOut {
     pub(crate) unsafe fn from(self, at: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { self.at(at) })
+    }
+
+    /// # Safety
+    /// `at..at + len` is inside the slice this was made of, and nobody writes to it meanwhile.
+    pub(crate) unsafe fn read<'a>(self, at: usize, len: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(at), len) }
     }
 
     /// # Safety
@@ -111,7 +119,7 @@ pub(crate) fn k_blocks(channels: usize, taps: usize) -> Vec<KBlock> {
 impl<L: Lhs> Product<'_, L> {
     /// Computes the product on the current pool.
     pub(crate) fn run(&self, isa: Isa) {
-        let (mr, nr) = isa.tile_size();
+        let nr = isa.tile_size().1;
         let threads = rayon::current_num_threads();
         let k = self.channels * self.weights.taps;
         let work = self.m.saturating_mul(self.n).saturating_mul(k);
@@ -121,71 +129,135 @@ impl<L: Lhs> Product<'_, L> {
             return isa.run(FinishOnly { product: self });
         }
         let longest = blocks.iter().map(KBlock::len).max().unwrap_or(0);
-        let n_part = even_part(self.n, B_L3 / longest / nr * nr, nr);
-        let mut packed = Scratch::new(n_part * longest);
-        let panels = self.m.div_ceil(mr);
-        for n0 in (0..self.n).step_by(n_part) {
-            let cols = n0..self.n.min(n0 + n_part);
-            for (index, block) in blocks.iter().enumerate() {
-                self.pack_columns(
-                    isa,
-                    nr,
-                    cols.clone(),
-                    block,
-                    packed.as_mut_slice(),
-                    parallel,
-                );
-                let wanted = if parallel {
-                    threads * TASKS_PER_THREAD
-                } else {
-                    1
-                };
-                let row_tasks = panels.min(wanted);
-                let col_tasks = wanted.div_ceil(row_tasks).min(cols.len().div_ceil(nr));
-                for_each(row_tasks * col_tasks, parallel, |task| {
-                    let own = split(cols.len().div_ceil(nr), col_tasks, task % col_tasks);
-                    isa.run(Task {
-                        product: self,
-                        packed: packed.as_slice(),
-                        packed_from: cols.start,
-                        panels: split(panels, row_tasks, task / col_tasks),
-                        panel_count: panels,
-                        cols: cols.start + own.start * nr..cols.end.min(cols.start + own.end * nr),
-                        block,
-                        first: index == 0,
-                        last: index + 1 == blocks.len(),
-                    });
-                });
+        let most = B_L3 / self.n.min(COLUMNS).next_multiple_of(nr);
+        let runs = blocks.len().div_ceil((most / longest).max(1));
+        let run = |i: usize| Run::new(&blocks, split(blocks.len(), runs, i));
+        let n_part = even_part(self.n, B_L3 / run(0).len / nr * nr, nr);
+        let stages: Vec<Stage<'_>> = (0..self.n)
+            .step_by(n_part)
+            .flat_map(|n0| (0..runs).map(move |i| (n0..self.n.min(n0 + n_part), i)))
+            .map(|(cols, i)| self.stage(isa, cols, run(i), parallel))
+            .collect();
+        // The next stage's columns are packed while others still multiply with those of the last.
+        let size = n_part * run(0).len;
+        let mut packed = Scratch::new(size * stages.len().min(2));
+        let packed = SharedOut::new(packed.as_mut_slice());
+        let workers = if parallel { threads } else { 1 };
+        for_each(workers, parallel, |_| {
+            for (i, stage) in stages.iter().enumerate() {
+                if i >= 2 {
+                    stages[i - 2].products.wait();
+                }
+                // SAFETY: this half is large enough for any stage.
+                let half = unsafe { packed.from(i % 2 * size) };
+                stage
+                    .packing
+                    .each(|task| self.pack_columns(isa, stage, half, task));
+                stage.packing.wait();
+                // A later run adds to what an earlier one has written.
+                if i >= 1 && !stage.run.ends(0)[0] {
+                    stages[i - 1].products.wait();
+                }
+                stage
+                    .products
+                    .each(|task| self.multiply(isa, stage, half, task));
             }
+        });
+    }
+
+    fn stage<'b>(&self, isa: Isa, cols: Range<usize>, run: Run<'b>, parallel: bool) -> Stage<'b> {
+        let (mr, nr) = isa.tile_size();
+        let threads = rayon::current_num_threads();
+        let (panels, tiles) = (self.m.div_ceil(mr), cols.len().div_ceil(nr));
+        let (rows, columns) = if parallel {
+            let rows = panels.div_ceil(A_PANELS).next_multiple_of(threads);
+            let rows = rows.min(panels);
+            let wanted = threads * TASKS_PER_THREAD;
+            (rows, wanted.div_ceil(rows).min(tiles))
+        } else {
+            (1, 1)
+        };
+        Stage {
+            packing: Tasks::new(tiles * run.blocks.len()),
+            products: Tasks::new(rows * columns),
+            parts: (rows, columns),
+            cols,
+            run,
         }
     }
 
-    fn pack_columns(
-        &self,
-        isa: Isa,
-        nr: usize,
-        cols: Range<usize>,
-        block: &KBlock,
-        packed: &mut [f32],
-        parallel: bool,
-    ) {
-        let size = block.len() * nr;
-        let pack = |(panel, dst): (usize, &mut [f32])| {
-            let start = cols.start + panel * nr;
-            let cols = start..cols.end.min(start + nr);
-            isa.run(PackColumns {
-                weights: &self.weights,
-                cols,
-                block,
-                dst,
-            });
-        };
-        let used = &mut packed[..cols.len().div_ceil(nr) * size];
-        if parallel {
-            used.par_chunks_mut(size).enumerate().for_each(pack);
-        } else {
-            used.chunks_mut(size).enumerate().for_each(pack);
-        }
+    /// Some rows times some packed columns.
+    fn multiply(&self, isa: Isa, stage: &Stage<'_>, packed: SharedOut, task: usize) {
+        let (mr, nr) = isa.tile_size();
+        let (cols, run) = (&stage.cols, &stage.run);
+        let (rows, columns) = stage.parts;
+        let (panels, tiles) = (self.m.div_ceil(mr), cols.len().div_ceil(nr));
+        let own = split(tiles, columns, task % columns);
+        isa.run(Task {
+            product: self,
+            // SAFETY: packing is done, and nobody packs into this half before all products of the stage are done.
+            packed: unsafe { packed.read(0, tiles * nr * run.len) },
+            packed_from: cols.start,
+            panels: split(panels, rows, task / columns),
+            panel_count: panels,
+            cols: cols.start + own.start * nr..cols.end.min(cols.start + own.end * nr),
+            run,
+        });
+    }
+
+    /// Packs a panel of columns of a block. Panels follow each other, in each the blocks.
+    fn pack_columns(&self, isa: Isa, stage: &Stage<'_>, packed: SharedOut, task: usize) {
+        let nr = isa.tile_size().1;
+        let (cols, run) = (&stage.cols, &stage.run);
+        let count = run.blocks.len();
+        let (panel, (block, at)) = (task / count, run.block(task % count));
+        let start = cols.start + panel * nr;
+        let (at, len) = ((panel * run.len + at) * nr, block.len() * nr);
+        isa.run(PackColumns {
+            weights: &self.weights,
+            cols: start..cols.end.min(start + nr),
+            block,
+            // SAFETY: this block of this panel, inside of this half, is this task's alone.
+            dst: unsafe { packed.part(at, len) },
+        });
+    }
+}
+
+/// Columns that are packed together, and their products.
+struct Stage<'a> {
+    cols: Range<usize>,
+    run: Run<'a>,
+    packing: Tasks,
+    products: Tasks,
+    /// Parts of the rows and of the columns that the products are split into.
+    parts: (usize, usize),
+}
+
+/// Some blocks of the inner dimension whose columns are packed together.
+struct Run<'a> {
+    all: &'a [KBlock],
+    blocks: Range<usize>,
+    /// Inner dimension of them all.
+    len: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(all: &'a [KBlock], blocks: Range<usize>) -> Self {
+        let len = all[blocks.clone()].iter().map(KBlock::len).sum();
+        Self { all, blocks, len }
+    }
+
+    /// A block, and where it begins within the run.
+    fn block(&self, i: usize) -> (&'a KBlock, usize) {
+        let before = &self.all[self.blocks.start..][..i];
+        let at = before.iter().map(KBlock::len).sum();
+        (&self.all[self.blocks.start + i], at)
+    }
+
+    /// Whether block `i` is the product's first and its last.
+    fn ends(&self, i: usize) -> [bool; 2] {
+        let i = self.blocks.start + i;
+        [i == 0, i + 1 == self.all.len()]
     }
 }
 
@@ -232,13 +304,21 @@ impl<L: Lhs> Job for FinishOnly<'_, '_, L> {
 
 struct Task<'a, 'b, L> {
     product: &'a Product<'b, L>,
+    /// Columns of all blocks of the run.
     packed: &'a [f32],
     /// Column that `packed` starts with.
     packed_from: usize,
     panels: Range<usize>,
     panel_count: usize,
     cols: Range<usize>,
+    run: &'a Run<'a>,
+}
+
+/// One block of a run, as a task passes over it.
+struct Pass<'a> {
     block: &'a KBlock,
+    /// Where the block begins in a panel of columns.
+    at: usize,
     first: bool,
     last: bool,
 }
@@ -247,29 +327,29 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let product = self.product;
-        let k = self.block.len();
-        let size = S::MR * A_STRIDE;
-        let step = even_part(self.cols.len(), B_L2 / k / S::NR * S::NR, S::NR);
+        let count = self.run.blocks.len();
+        let longest = self.run.block(0).0.len();
+        let step = even_part(self.cols.len(), B_L2 / longest / S::NR * S::NR, S::NR);
         // Rows are packed once for all columns; a few panels at a time, that they stay in L2.
-        let group = if step < self.cols.len() { A_PANELS } else { 1 };
-        let mut packed = Scratch::new(group * size);
-        for first in self.panels.clone().step_by(group) {
-            let panels = first..self.panels.end.min(first + group);
-            for from in self.cols.clone().step_by(step) {
-                let cols = from..self.cols.end.min(from + step);
-                let parts = packed.as_mut_slice().chunks_exact_mut(size);
-                for (index, part) in panels.clone().zip(parts) {
-                    let rows = split(product.m, self.panel_count, index);
-                    let ahead = if from == self.cols.start {
-                        product.lhs.pack(rows.clone(), self.block, part);
-                        // The next panel is packed right after this one has met its columns.
-                        (index + 1 < self.panels.end)
-                            .then(|| split(product.m, self.panel_count, index + 1))
-                    } else {
-                        None
-                    };
-                    self.panel(s, rows, cols.clone(), part, ahead);
+        let alone = count == 1 && step >= self.cols.len();
+        let groups = self.panels.len().div_ceil(if alone { 1 } else { A_PANELS });
+        let size = S::MR * A_STRIDE;
+        let mut packed = Scratch::new(split(self.panels.len(), groups, 0).len() * size);
+        for group in 0..groups {
+            let part = split(self.panels.len(), groups, group);
+            let panels = self.panels.start + part.start..self.panels.start + part.end;
+            for i in 0..count {
+                let (block, at) = self.run.block(i);
+                let [first, last] = self.run.ends(i);
+                let pass = Pass {
+                    block,
+                    at,
+                    first,
+                    last,
+                };
+                for from in self.cols.clone().step_by(step) {
+                    let cols = from..self.cols.end.min(from + step);
+                    self.step(s, panels.clone(), cols, &pass, packed.as_mut_slice());
                 }
             }
         }
@@ -277,27 +357,59 @@ impl<L: Lhs> Job for Task<'_, '_, L> {
 }
 
 impl<L: Lhs> Task<'_, '_, L> {
-    /// One packed panel of rows over some columns, and their epilogue after the last block.
+    /// Some panels over some columns of a block. With the first columns the panels are packed.
+    #[inline(always)]
+    fn step<S: Simd>(
+        &self,
+        s: S,
+        panels: Range<usize>,
+        cols: Range<usize>,
+        pass: &Pass<'_>,
+        packed: &mut [f32],
+    ) {
+        let product = self.product;
+        let parts = packed.chunks_exact_mut(S::MR * A_STRIDE);
+        for (index, part) in panels.zip(parts) {
+            let rows = split(product.m, self.panel_count, index);
+            let first = cols.start == self.cols.start;
+            // The next panel is read right after this one has met its columns.
+            let ahead = (first && index + 1 < self.panels.end)
+                .then(|| split(product.m, self.panel_count, index + 1));
+            let a = match product.lhs.in_place(rows.clone(), pass.block) {
+                Some(a) => a,
+                None => {
+                    if first {
+                        product.lhs.pack(rows.clone(), pass.block, part);
+                    }
+                    (&*part, A_STRIDE)
+                }
+            };
+            self.panel(s, rows, cols.clone(), pass, a, ahead);
+        }
+    }
+
+    /// One panel of rows over some columns, and their epilogue after the last block.
     #[inline(always)]
     fn panel<S: Simd>(
         &self,
         s: S,
         rows: Range<usize>,
         cols: Range<usize>,
-        a: &[f32],
+        pass: &Pass<'_>,
+        a: (&[f32], usize),
         ahead: Option<Range<usize>>,
     ) {
         let tiles = cols.len().div_ceil(S::NR);
         for (index, col) in cols.clone().step_by(S::NR).enumerate() {
             if let Some(rows) = ahead.clone() {
                 let share = (index, tiles);
-                self.product.lhs.prefetch(s, rows, self.block, share);
+                self.product.lhs.prefetch(s, rows, pass.block, share);
             }
             let width = S::NR.min(cols.end - col);
-            let b = &self.packed[(col - self.packed_from) * self.block.len()..];
-            self.tile(s, rows.clone(), col..col + width, a, b);
+            let b = &self.packed[(col - self.packed_from) * self.run.len + pass.at * S::NR..];
+            self.tile(s, (rows.clone(), col..col + width), pass, a, b);
         }
-        if self.last {
+        if pass.last {
             let (out, stride) = (self.product.out, self.product.out_stride);
             for row in rows {
                 // SAFETY: rows and columns of this task, inside the output.
@@ -308,13 +420,20 @@ impl<L: Lhs> Task<'_, '_, L> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, a: &[f32], b: &[f32]) {
+    fn tile<S: Simd>(
+        &self,
+        s: S,
+        (rows, cols): (Range<usize>, Range<usize>),
+        pass: &Pass<'_>,
+        (a, a_stride): (&[f32], usize),
+        b: &[f32],
+    ) {
         let (out, stride) = (self.product.out, self.product.out_stride);
         let nv = panel_vectors::<S>(cols.len());
-        let k = self.block.len();
+        let k = pass.block.len();
         let a_len = match L::LAYOUT {
             ALayout::Interleaved => k * S::MR,
-            _ => (rows.len() - 1) * A_STRIDE + k,
+            ALayout::Rows => (rows.len() - 1) * a_stride + k,
         };
         assert!(b.len() >= k * nv * S::LANES && a.len() >= a_len && k <= A_STRIDE);
         let mut args = TileArgs {
@@ -322,21 +441,14 @@ impl<L: Lhs> Task<'_, '_, L> {
             nv,
             k,
             a_layout: L::LAYOUT,
+            a_stride,
             a: a.as_ptr(),
             b: b.as_ptr(),
             c: std::ptr::null_mut(),
             c_stride: stride,
-            accumulate: !self.first,
+            accumulate: !pass.first,
         };
         if cols.len() == nv * S::LANES {
-            // The output comes from memory; it can come while the tile is computed.
-            for row in rows.clone() {
-                // SAFETY: as below.
-                let c = unsafe { out.at(row * stride + cols.start) };
-                for at in (0..cols.len()).step_by(LINE) {
-                    s.prefetch(c.wrapping_add(at));
-                }
-            }
             // SAFETY: A and B were checked above; C is this task's rows and columns of the output.
             unsafe {
                 args.c = out.at(rows.start * stride + cols.start);
@@ -354,7 +466,7 @@ impl<L: Lhs> Task<'_, '_, L> {
             // SAFETY: this task's rows and columns of the output.
             let values = unsafe { out.part(row * stride + cols.start, cols.len()) };
             for (v, &sum) in values.iter_mut().zip(sums) {
-                *v = if self.first { sum } else { *v + sum };
+                *v = if pass.first { sum } else { *v + sum };
             }
         }
     }

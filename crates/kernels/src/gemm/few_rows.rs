@@ -5,9 +5,10 @@ use super::driver::{SharedOut, for_each};
 use super::finish::Finish;
 use super::pack::{MatLhs, Weights};
 use super::params::{SERIAL_WORK, TASKS_PER_THREAD, split};
-use crate::Isa;
+use crate::blocks::{Format, GROUP, Q4_0, Q4K, Q8_0};
 use crate::scratch::Scratch;
 use crate::simd::{Element, Job, Simd};
+use crate::{BlockFormat, Isa};
 
 /// `1 <= m <= FEW_ROWS`; the weight has one tap and rows of outputs.
 pub(crate) struct FewRows<'a> {
@@ -24,9 +25,12 @@ pub(crate) struct FewRows<'a> {
 impl FewRows<'_> {
     pub(crate) fn run(&self, isa: Isa) {
         let threads = rayon::current_num_threads();
-        // Waking a thread costs some ten microseconds; floats are read faster than blocks are widened.
+        // Waking a thread costs some ten microseconds; what need not be widened first is done sooner.
         let serial = match self.weights.data {
             RhsData::F32(_) | RhsData::F16(_) | RhsData::BF16(_) => 8 * SERIAL_WORK,
+            RhsData::Blocks(BlockFormat::Q8_0 | BlockFormat::Q4_0, _) if self.m <= 2 => {
+                8 * SERIAL_WORK
+            }
             _ => SERIAL_WORK,
         };
         let parallel = threads > 1 && self.m * self.n * self.k >= serial;
@@ -59,6 +63,11 @@ impl Job for Columns<'_, '_> {
             RhsData::F32(d) => self.rows(s, &d[offset..]),
             RhsData::F16(d) => self.rows(s, &d[offset..]),
             RhsData::BF16(d) => self.rows(s, &d[offset..]),
+            RhsData::F8E4M3(d) => self.rows(s, &d[offset..]),
+            RhsData::Blocks(BlockFormat::Q8_0, d) => self.blocks::<S, Q8_0>(s, d),
+            RhsData::Blocks(BlockFormat::Q4_0, d) => self.blocks::<S, Q4_0>(s, d),
+            RhsData::Blocks(BlockFormat::Q4K, d) => self.blocks::<S, Q4K>(s, d),
+            #[allow(unreachable_patterns, reason = "formats that are widened first")]
             data => self.widened(s, data),
         }
         for row in 0..of.m {
@@ -73,6 +82,35 @@ impl Job for Columns<'_, '_> {
 }
 
 impl Columns<'_, '_> {
+    /// Few rows meet blocks in registers; more of them, and rows that do not begin with a block, need them widened.
+    #[inline(always)]
+    fn blocks<S: Simd, F: Format>(&self, s: S, data: &[u8]) {
+        let of = self.of;
+        let whole = [of.weights.offset, of.weights.row_stride, of.k]
+            .iter()
+            .all(|n| n.is_multiple_of(F::LEN));
+        match of.m {
+            1 if whole => self.block_columns::<S, F, 1>(s, data),
+            2 if whole => self.block_columns::<S, F, 2>(s, data),
+            _ => self.widened(s, of.weights.data),
+        }
+    }
+
+    #[inline(always)]
+    fn block_columns<S: Simd, F: Format, const M: usize>(&self, s: S, data: &[u8]) {
+        let of = self.of;
+        let rows: [&[f32]; M] = std::array::from_fn(|i| &of.lhs.data[i * of.lhs.stride..][..of.k]);
+        for col in self.cols.clone() {
+            let first = (of.weights.offset + col * of.weights.row_stride) / F::LEN;
+            let weight = &data[first * F::BYTES..][..of.k / F::LEN * F::BYTES];
+            let dots = dot_blocks::<S, F, M>(s, rows, weight);
+            for (row, dot) in dots.into_iter().enumerate() {
+                // SAFETY: this column is this task's alone.
+                unsafe { of.out.part(row * of.out_stride + col, 1)[0] = dot };
+            }
+        }
+    }
+
     /// Smaller types are widened a row of the weight at a time.
     #[inline(always)]
     fn widened<S: Simd>(&self, s: S, data: RhsData<'_>) {
@@ -128,6 +166,41 @@ impl Columns<'_, '_> {
             }
         }
     }
+}
+
+/// Dot products with whole blocks; rows are as long as those.
+#[inline(always)]
+fn dot_blocks<S: Simd, F: Format, const M: usize>(
+    s: S,
+    rows: [&[f32]; M],
+    weight: &[u8],
+) -> [f32; M] {
+    let vectors = GROUP / S::LANES;
+    let mut acc = [[s.zero(); GROUP / 4]; M];
+    for (i, block) in weight.chunks_exact(F::BYTES).enumerate() {
+        for group in 0..F::LEN / GROUP {
+            let weights = F::vectors(s, block, group);
+            let at = i * F::LEN + group * GROUP;
+            for (sums, row) in acc.iter_mut().zip(rows) {
+                let row = &row[at..at + GROUP];
+                for v in 0..vectors {
+                    // SAFETY: `row` is a group long, `vectors` times LANES.
+                    let x = unsafe { s.load(row.as_ptr().add(v * S::LANES)) };
+                    sums[v] = s.fma(x, weights[v], sums[v]);
+                }
+            }
+        }
+    }
+    // A loop: a closure would lose the job's instruction set.
+    let mut dots = [0.0f32; M];
+    for (dot, sums) in dots.iter_mut().zip(acc) {
+        let mut total = sums[0];
+        for &sum in &sums[1..vectors] {
+            total = s.add(total, sum);
+        }
+        *dot = s.sum(total);
+    }
+    dots
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use super::few_rows::FewRows;
 use super::finish::Finish;
 use super::pack::{KBlock, Lhs, Weights};
 use super::params::{A_PANELS, A_STRIDE, B_L3, SERIAL_WORK, TASKS_PER_THREAD, even_part, split};
-use super::tile::TileArgs;
+use super::tile::{ALayout, TileArgs};
 use crate::Isa;
 use crate::scratch::Scratch;
 use crate::simd::{Job, MAX_LANES, MAX_MR, Simd, map2, math};
@@ -180,10 +180,18 @@ impl<L: Lhs> Task<'_, '_, '_, L> {
         let mut b = &packed[(cols.start - packed_from) * 2 * product.channels..];
         for (index, block) in blocks.iter().enumerate() {
             let k = block.len();
-            let a = &a[index * size..][..size];
+            let packed = &a[index * size..][..size];
+            let (a, a_stride) = match product.lhs.in_place(rows.clone(), block) {
+                Some(a) => a,
+                None => (packed, A_STRIDE),
+            };
+            let a_len = match L::LAYOUT {
+                ALayout::Interleaved => k * S::MR,
+                ALayout::Rows => (rows.len() - 1) * a_stride + k,
+            };
             for sums in [&mut values, &mut gates] {
-                assert!(b.len() >= k * S::NR && k <= A_STRIDE && rows.len() <= S::MR);
-                // SAFETY: A is a whole packed panel, MR rows of A_STRIDE or k columns of MR; B holds k rows of `width`
+                assert!(b.len() >= k * S::NR && a.len() >= a_len && rows.len() <= S::MR);
+                // SAFETY: A holds the rows, or k columns of MR; B holds k rows of `width`
                 // <= NR; `sums` holds the largest tile.
                 unsafe {
                     s.tile(TileArgs {
@@ -191,6 +199,7 @@ impl<L: Lhs> Task<'_, '_, '_, L> {
                         nv,
                         k,
                         a_layout: L::LAYOUT,
+                        a_stride,
                         a: a.as_ptr(),
                         b: b.as_ptr(),
                         c: sums.as_mut_ptr(),

@@ -13,6 +13,7 @@ pub(crate) mod finish;
 mod gated;
 pub(crate) mod pack;
 pub(crate) mod params;
+pub(crate) mod tasks;
 pub(crate) mod tile;
 
 use driver::{Product, SharedOut};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::params::{A_STRIDE, LINE, split};
+use super::params::{LINE, split};
 use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
@@ -27,6 +27,12 @@ impl KBlock {
 pub(crate) trait Lhs: Sync {
     /// How [`Lhs::pack`] lays out a panel; `Rows` or `Interleaved`.
     const LAYOUT: ALayout = ALayout::Rows;
+    /// Rows `rows` of the block as they lie in memory, from the first one's first element to the last one's last, and
+    /// the elements from one to the next, when a tile can read them there. Then they are never packed.
+    #[inline(always)]
+    fn in_place(&self, _rows: Range<usize>, _: &KBlock) -> Option<(&[f32], usize)> {
+        None
+    }
     /// Writes rows `rows` of the block to `panel`, in the layout above.
     fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]);
     /// Asks for share `share.0` of `share.1` of what `pack` will read.
@@ -43,13 +49,14 @@ pub(crate) struct MatLhs<'a> {
 
 impl Lhs for MatLhs<'_> {
     #[inline(always)]
-    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
-        for (i, row) in rows.enumerate() {
-            let source =
-                &self.data[row * self.stride + block.channels.start..][..block.channels.len()];
-            panel[i * A_STRIDE..][..source.len()].copy_from_slice(source);
-        }
+    fn in_place(&self, rows: Range<usize>, block: &KBlock) -> Option<(&[f32], usize)> {
+        let row = |i: usize| i * self.stride;
+        let (start, end) = (row(rows.start), row(rows.end - 1));
+        let part = &self.data[start + block.channels.start..end + block.channels.end];
+        Some((part, self.stride))
     }
+
+    fn pack(&self, _: Range<usize>, _: &KBlock, _: &mut [f32]) {}
 
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, rows: Range<usize>, block: &KBlock, share: (usize, usize)) {
@@ -57,7 +64,7 @@ impl Lhs for MatLhs<'_> {
         for row in split(rows.len(), share.1, share.0) {
             let start = (rows.start + row) * self.stride + block.channels.start;
             for at in (start..start + block.channels.len()).step_by(LINE) {
-                s.prefetch(from.wrapping_add(at));
+                s.prefetch_l2(from.wrapping_add(at));
             }
         }
     }

@@ -1,17 +1,20 @@
 //! Sizes of the blocks that keep a product's operands in cache, apart from the loops that use them.
 
-/// Longest inner dimension of one block. A tile's rows of A (14 x 576 floats, 32 KiB) stay in L1 while the
-/// columns of B pass by.
-pub(crate) const KC: usize = 576;
+/// Longest inner dimension of one block. Long, because the output's tiles are loaded and stored once a block; a tile's
+/// rows of A (14 x 1024 floats, 56 KiB) then come from L2 in part, which is fast enough.
+pub(crate) const KC: usize = 1024;
 /// Distance between the rows of a packed A panel. A constant, so that a tile addresses all its rows from one
-/// register; 37 cache lines, so that rows fall into different cache sets.
+/// register; 65 cache lines, so that rows fall into different cache sets.
 pub(crate) const A_STRIDE: usize = KC + 16;
-/// Panels of A that are packed together when the columns do not fit L2 at once (260 KiB).
-pub(crate) const A_PANELS: usize = 8;
+/// Panels of A that are packed together when the columns do not fit L2 at once (300 KiB).
+pub(crate) const A_PANELS: usize = 5;
 /// Elements of B that stay in L2 while the rows of a task pass by (512 KiB).
 pub(crate) const B_L2: usize = 128 * 1024;
 /// Elements of B that are packed at once and shared by the threads (6 MiB of L3).
 pub(crate) const B_L3: usize = 1536 * 1024;
+/// Columns that should be packed at once, though the inner dimension is too long for all of it to be packed with them:
+/// rows of A are packed again for each of such parts.
+pub(crate) const COLUMNS: usize = 512;
 /// Products of at most this many rows skip packing: each weight is used too few times to pay for it.
 pub(crate) const FEW_ROWS: usize = 8;
 /// Multiply-adds below which threads cost more than they bring.
@@ -53,8 +56,8 @@ mod tests {
                 assert_eq!(next, total);
             }
         }
-        assert_eq!(even_part(1280, 576, 16), 432);
-        assert_eq!(even_part(320, 576, 16), 320);
+        assert_eq!(even_part(1280, 1024, 16), 640);
+        assert_eq!(even_part(320, 1024, 16), 320);
         assert_eq!(even_part(5, 576, 16), 16);
     }
 }

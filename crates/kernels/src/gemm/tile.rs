@@ -1,12 +1,12 @@
 //! The matrix tile: `C[mr, nv vectors] (+)= A[mr, k] * B[k, nv vectors]`, held in registers.
 
-use super::params::A_STRIDE;
+use super::params::LINE;
 use crate::simd::Simd;
 
-/// How the rows of a packed A panel lie.
+/// How the rows of A lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ALayout {
-    /// Row `i` starts at `i * A_STRIDE`; what copying rows gives.
+    /// Row `i` starts at `i * a_stride`: rows as they are, or copies of them.
     Rows,
     /// Element `(i, p)` is at `p * MR + i`; what a transpose gives.
     Interleaved,
@@ -21,6 +21,8 @@ pub(crate) struct TileArgs {
     pub nv: usize,
     pub k: usize,
     pub a_layout: ALayout,
+    /// Elements from one row of A to the next, when it lies in rows.
+    pub a_stride: usize,
     pub a: *const f32,
     pub b: *const f32,
     pub c: *mut f32,
@@ -29,7 +31,13 @@ pub(crate) struct TileArgs {
     pub accumulate: bool,
 }
 
-/// A tile of fixed size; `RS` and `KS` are the strides of A between rows and between columns.
+/// Steps before the end of a tile at which C is asked for.
+const LATE: usize = 48;
+/// Elements of B that are asked for ahead.
+const B_AHEAD: usize = 256;
+
+/// A tile of fixed size; `RS` and `KS` are the strides of A between rows and between columns, the former `a_stride`
+/// when it is 0.
 ///
 /// # Safety
 /// As [`TileArgs`] says, for `MR` rows and `NV` vectors.
@@ -46,22 +54,39 @@ pub(crate) unsafe fn tile<
 ) {
     let mut acc = [[s.zero(); NV]; MR];
     let (mut a, mut b) = (t.a, t.b);
-    for _ in 0..t.k {
-        // SAFETY: `a` and `b` have moved p < k columns and rows; offsets are within one column of A, one row of B.
-        unsafe {
-            let mut columns = [s.zero(); NV];
-            for (v, column) in columns.iter_mut().enumerate() {
-                *column = s.load(b.add(v * S::LANES));
+    let row_stride = if RS == 0 { t.a_stride } else { RS };
+    // C is asked for late in the loop: what passes by until then would drive it out of L1 again.
+    let late = LATE.min(t.k);
+    let mut steps = t.k - late;
+    for part in 0..2 {
+        for _ in 0..steps {
+            for at in (0..NV * S::LANES).step_by(LINE) {
+                s.prefetch(b.wrapping_add(B_AHEAD + at));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(i * RS));
-                for (sum, &column) in row.iter_mut().zip(&columns) {
-                    *sum = s.fma(x, column, *sum);
+            // SAFETY: `a` and `b` have moved p < k columns and rows; offsets are within one column of A, one row of B.
+            unsafe {
+                let mut columns = [s.zero(); NV];
+                for (v, column) in columns.iter_mut().enumerate() {
+                    *column = s.load(b.add(v * S::LANES));
+                }
+                for (i, row) in acc.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(i * row_stride));
+                    for (sum, &column) in row.iter_mut().zip(&columns) {
+                        *sum = s.fma(x, column, *sum);
+                    }
+                }
+                a = a.add(KS);
+                b = b.add(NV * S::LANES);
+            }
+        }
+        if part == 0 {
+            for i in 0..MR {
+                for at in (0..NV * S::LANES).step_by(LINE) {
+                    s.prefetch_write(t.c.wrapping_add(i * t.c_stride + at));
                 }
             }
-            a = a.add(KS);
-            b = b.add(NV * S::LANES);
         }
+        steps = late;
     }
     for (i, row) in acc.iter().enumerate() {
         for (v, &sum) in row.iter().enumerate() {
@@ -81,19 +106,16 @@ pub(crate) unsafe fn tile<
     }
 }
 
-/// Row stride of [`ALayout::Rows`].
-pub(crate) const ROWS: usize = A_STRIDE;
-
 /// Calls the [`tile`] whose fixed size fits `args`. `$nv` is the widest number of vectors, `$mr` the most rows.
 macro_rules! dispatch_rows {
     ($s:expr, $args:expr, $nv:literal, $mr:literal, [$($rows:literal)*]) => {{
-        use $crate::gemm::tile::{ALayout, ROWS, tile};
+        use $crate::gemm::tile::{ALayout, tile};
         // By reference: a copy on the stack would be read in one piece right after it was written in many, and
         // wait for all stores before it.
         let args: &$crate::gemm::tile::TileArgs = $args;
         match (args.nv, args.a_layout, args.mr) {
-            $(($nv, ALayout::Rows, $rows) => tile::<_, $rows, $nv, ROWS, 1>($s, args),)*
-            $((1, ALayout::Rows, $rows) => tile::<_, $rows, 1, ROWS, 1>($s, args),)*
+            $(($nv, ALayout::Rows, $rows) => tile::<_, $rows, $nv, 0, 1>($s, args),)*
+            $((1, ALayout::Rows, $rows) => tile::<_, $rows, 1, 0, 1>($s, args),)*
             $(($nv, ALayout::Interleaved, $rows) => tile::<_, $rows, $nv, 1, $mr>($s, args),)*
             $((1, ALayout::Interleaved, $rows) => tile::<_, $rows, 1, 1, $mr>($s, args),)*
             _ => unreachable!("tile of {} rows and {} vectors", args.mr, args.nv),

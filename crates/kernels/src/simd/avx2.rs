@@ -61,6 +61,12 @@ impl Simd for Avx2 {
         proven!(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())))
     }
     #[inline(always)]
+    unsafe fn splat_f16(self, p: *const u8) -> __m256 {
+        proven!(_mm256_cvtph_ps(_mm_set1_epi16(
+            p.cast::<i16>().read_unaligned()
+        )))
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m256 {
         proven!({
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
@@ -174,6 +180,16 @@ impl Simd for Avx2 {
                     _mm256_permute2f128_ps::<0x31>(low, high),
                 );
             }
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, v: __m256) -> f32 {
+        proven!({
+            let high = _mm256_extractf128_ps::<1>(v);
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         })
     }
 

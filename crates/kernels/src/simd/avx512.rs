@@ -87,6 +87,12 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn splat_f16(self, p: *const u8) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm256_set1_epi16(
+            p.cast::<i16>().read_unaligned()
+        )))
+    }
+    #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> __m512 {
         proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
             p.cast()
@@ -182,6 +188,18 @@ impl Simd for Avx512 {
                 _mm512_storeu_ps(row(2), _mm512_shuffle_f32x4::<0xDD>(low, low2));
                 _mm512_storeu_ps(row(3), _mm512_shuffle_f32x4::<0xDD>(high, high2));
             }
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        proven!({
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(v), high);
+            let high = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         })
     }
 

@@ -84,6 +84,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
         self.load_slice(&lanes)
     }
+    /// The f16 at `p` in all lanes.
+    ///
+    /// # Safety
+    /// `p` is readable for 2 bytes.
+    #[inline(always)]
+    unsafe fn splat_f16(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { p.cast::<u16>().read_unaligned() };
+        self.splat(half_to_f32(u16::from_le(bits)))
+    }
     /// Low and high halves of bytes.
     ///
     /// # Safety
@@ -156,6 +166,32 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let _ = p;
     }
 
+    /// Asks for the cache line of `p` to come to L2; it need not be a valid address.
+    #[inline(always)]
+    fn prefetch_l2(self, p: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = p;
+    }
+
+    /// Asks for the cache line of `p`, to be written; it need not be a valid address.
+    #[inline(always)]
+    fn prefetch_write(self, p: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(p.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = p;
+    }
+
     fn zero(self) -> Self::V {
         self.splat(0.0)
     }
@@ -219,7 +255,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         lanes
     }
 
-    /// Sum of the lanes.
+    /// Sum of the lanes: halves are added until one is left, whatever the instruction set.
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         let mut lanes = self.to_array(v);

@@ -70,10 +70,8 @@ impl LoraFile {
         let alphas = Alphas::read(&path, &set)?;
         let modules = halves.into_iter().map(|((component, name), half)| {
             let module = half.whole(&path, component, &alphas)?;
-            for view in [Some(&module.down), module.mid.as_ref(), Some(&module.up)] {
-                if let Some(view) = view {
-                    aquatint_weights::check_finite(view, &path)?;
-                }
+            for view in [&module.down, &module.up].into_iter().chain(&module.mid) {
+                aquatint_weights::check_finite(view, &path)?;
             }
             Ok(((component, name), module))
         });

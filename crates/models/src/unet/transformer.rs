@@ -1,6 +1,6 @@
 //! Spatial transformers: self-attention, attention to the text, and a gated feed-forward.
 
-use aquatint_ops::fused::{Activation, AttentionMask, attention, geglu};
+use aquatint_ops::fused::{Activation, AttentionMask, attention};
 use aquatint_ops::nn::{GroupNorm, LayerNorm, Linear};
 use aquatint_ops::{OpsError, Params, Tensor};
 use burn::module::Module;
@@ -97,7 +97,7 @@ impl FeedForward {
 
     /// `residual + feed_forward(x)`.
     fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let gated = geglu(self.proj.forward(x));
+        let gated = self.proj.forward_geglu(x);
         self.out
             .forward_with(gated, Activation::None, Some(residual))
     }

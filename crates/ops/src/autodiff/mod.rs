@@ -8,7 +8,7 @@
 //! | operation | kept |
 //! |---|---|
 //! | linear, conv2d | x if the weight is tracked; the weight if x is; the sum before an activation |
-//! | attention | q, k, v; probabilities are computed again, some queries at a time |
+//! | attention | q, k, v, the output and its log-sum-exps; scores are computed again in tiles |
 //! | norms, activate, geglu | the input; statistics are computed again |
 //! | join_channels, embedding, rotary | sizes, ids, angles |
 //!

@@ -52,20 +52,8 @@ pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
 }
 
 /// The product of two matrices, `[rows, inner]` and `[inner, columns]`.
-pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, sizes: [usize; 3]) -> Buffer {
-    let mut out = Buffer::new(sizes[0] * sizes[1]);
-    product_into(&mut out, a, b, sizes, None);
-    out
-}
-
-/// [`product`], and `added`, to `out`.
-pub(super) fn product_into(
-    out: &mut [f32],
-    a: MatRef<'_>,
-    b: Rhs<'_>,
-    [rows, columns, inner]: [usize; 3],
-    added: Option<&[f32]>,
-) {
+pub(super) fn product(a: MatRef<'_>, b: Rhs<'_>, [rows, columns, inner]: [usize; 3]) -> Buffer {
+    let mut out = Buffer::new(rows * columns);
     done(kernels::gemm(kernels::Gemm {
         batch: 1,
         m: rows,
@@ -73,29 +61,8 @@ pub(super) fn product_into(
         k: inner,
         a,
         b,
-        c: MatMut::new(out, rows, columns),
-        epilogue: kernels::Epilogue {
-            residual: added.map(|added| MatRef::new(added, columns)),
-            ..kernels::Epilogue::default()
-        },
+        c: MatMut::new(&mut out, rows, columns),
+        epilogue: kernels::Epilogue::default(),
     }));
-}
-
-/// The sum of `f(a, b)`, in lanes.
-pub(super) fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    const LANES: usize = 16;
-    let mut lanes = [0f32; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a
-        .remainder()
-        .iter()
-        .zip(b.remainder())
-        .map(|(a, b)| f(*a, *b))
-        .sum();
-    for (a, b) in a.zip(b) {
-        for i in 0..LANES {
-            lanes[i] += f(a[i], b[i]);
-        }
-    }
-    rest + lanes.iter().sum::<f32>()
+    out
 }

@@ -269,7 +269,12 @@ impl Task for TextTask {
             "unet.",
             storage,
         )?;
-        output.json("text_encoder/config.json", &parts.text.json.clone().into())?;
+        let mut text = parts.text.json.clone();
+        // transformers runs a model in the type of this key or else of its file, diffusers runs the others in f32: one
+        // pipeline, one type.
+        text.remove("torch_dtype");
+        text.insert("dtype".into(), "float32".into());
+        output.json("text_encoder/config.json", &text.into())?;
         match parts.train_text {
             true => {
                 let file = "text_encoder/model.safetensors";

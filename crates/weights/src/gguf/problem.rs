@@ -87,7 +87,7 @@ pub enum Problem {
         key: String,
     },
     /// An alignment that is none.
-    #[error("its general.alignment is {found}, expected a power of two up to {most} as a u32", most = 1 << 20)]
+    #[error("its general.alignment is {}, expected a power of two up to {most} as a u32", Name(found), most = 1 << 20)]
     Alignment {
         /// The value.
         found: String,
