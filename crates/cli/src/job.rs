@@ -124,6 +124,8 @@ pub fn new(
     let (picture, sampling) = (&args.picture, &args.sampling);
     // A new seed or batch makes other pictures, of which none is the old one.
     let same_batch = picture.seed.is_none() && picture.batch.is_none() && picture.count == 1;
+    let sampler = sampling.sampler.as_deref().unwrap_or(&base.sampler);
+    let has_eta = has_eta(sampler);
     let request = Request {
         prompt: setup.prompt.clone().unwrap_or(base.prompt),
         negative: args.negative.clone().or(base.negative),
@@ -150,8 +152,7 @@ pub fn new(
         }),
         batch: picture.batch.unwrap_or(base.batch),
         clip_skip: sampling.clip_skip.or(base.clip_skip),
-        // A picture's own eta is for its own sampler.
-        eta: sampling.eta.or(base.eta.filter(|_| has_eta(args))),
+        eta: sampling.eta.or(base.eta.filter(|_| has_eta)),
         class: match &args.picture.class {
             Some(text) => Some(class(text, model)?),
             None => base.class,
@@ -183,11 +184,9 @@ pub fn new(
     })
 }
 
-/// Whether the sampler of the command line, if there is one, has an eta.
-fn has_eta(args: &GenerateArgs) -> bool {
-    let named = args.sampling.sampler.as_deref();
-    let found = named.map(aquatint_engine::find_sampler);
-    found.is_none_or(|info| info.is_ok_and(|info| info.default_eta.is_some()))
+/// Whether a sampler has an eta. Other tools, and this one before, write down one that does nothing.
+fn has_eta(sampler: &str) -> bool {
+    aquatint_engine::find_sampler(sampler).is_ok_and(|info| info.default_eta.is_some())
 }
 
 /// The number of a class of the command line.
