@@ -1,6 +1,7 @@
 //! What the diffusion transformers of text and picture share (MMDiT, FLUX): a modulation of each block by time and
 //! pooled text, and the parts that it acts on.
 
+use crate::ModelError;
 use aquatint_ops::fused::{
     Activation, Modulation, RowNorm, add_gated, modulated_norm, silu, timestep_embedding,
 };
@@ -20,6 +21,29 @@ pub struct TextConditioning {
     pub context: Tensor<3>,
     /// Its pooled embedding, `[batch, channels]`.
     pub pooled: Tensor<2>,
+}
+
+impl TextConditioning {
+    /// Is there a row of text, of pooled text and of time for each latent, of these many channels?
+    pub(crate) fn check(
+        &self,
+        batch: usize,
+        times: usize,
+        [context_dim, pooled_dim]: [usize; 2],
+    ) -> Result<(), ModelError> {
+        let [texts, tokens, width] = self.context.dims();
+        let [pools, pooled] = self.pooled.dims();
+        let rows = [texts, pools, times];
+        if rows == [batch; 3] && tokens > 0 && (width, pooled) == (context_dim, pooled_dim) {
+            return Ok(());
+        }
+        Err(ModelError::Input {
+            component: "transformer",
+            what: "text, pooled text and times",
+            found: format!("{rows:?} rows of {width} and {pooled} channels"),
+            expected: format!("{batch} rows of {context_dim} and {pooled_dim} channels"),
+        })
+    }
 }
 
 /// Two fully connected layers with SiLU between them.

@@ -169,14 +169,6 @@ impl Flux {
         text: &TextConditioning,
     ) -> Result<(), ModelError> {
         let config = &self.config;
-        let error = |what, found: String, expected: String| {
-            Err(ModelError::Input {
-                component: "transformer",
-                what,
-                found,
-                expected,
-            })
-        };
         let uneven = |side: usize| side == 0 || !side.is_multiple_of(PATCH);
         if channels != config.latent_channels() || uneven(height) || uneven(width) {
             let found = format!("{:?}", [batch, height, width, channels]);
@@ -184,22 +176,17 @@ impl Flux {
                 "[batch, height, width, {}], sides multiples of {PATCH}",
                 config.latent_channels()
             );
-            return error("the latents", found, expected);
+            return Err(ModelError::Input {
+                component: "transformer",
+                what: "the latents",
+                found,
+                expected,
+            });
         }
-        let [texts, tokens, width] = text.context.dims();
-        let [pools, pooled] = text.pooled.dims();
-        let rows = [texts, pools, timesteps.len()];
-        if rows != [batch; 3]
-            || tokens == 0
-            || (width, pooled) != (config.context_dim, config.pooled_dim)
-        {
-            let found = format!("{rows:?} rows of {width} and {pooled} channels");
-            let expected = format!(
-                "{batch} rows of {} and {} channels",
-                config.context_dim, config.pooled_dim
-            );
-            return error("text, pooled text and times", found, expected);
-        }
-        Ok(())
+        text.check(
+            batch,
+            timesteps.len(),
+            [config.context_dim, config.pooled_dim],
+        )
     }
 }

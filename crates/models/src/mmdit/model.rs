@@ -142,14 +142,6 @@ impl Mmdit {
         text: &TextConditioning,
     ) -> Result<(), ModelError> {
         let config = &self.config;
-        let error = |what, found: String, expected: String| {
-            Err(ModelError::Input {
-                component: "transformer",
-                what,
-                found,
-                expected,
-            })
-        };
         let patch = config.patch_size;
         let most = config.max_positions * patch;
         let sides = [height, width];
@@ -161,22 +153,17 @@ impl Mmdit {
                 "[batch, height, width, {}], sides multiples of {patch} and at most {most}",
                 config.in_channels
             );
-            return error("the latents", found, expected);
+            return Err(ModelError::Input {
+                component: "transformer",
+                what: "the latents",
+                found,
+                expected,
+            });
         }
-        let [texts, tokens, width] = text.context.dims();
-        let [pools, pooled] = text.pooled.dims();
-        let rows = [texts, pools, timesteps.len()];
-        if rows != [batch; 3]
-            || tokens == 0
-            || (width, pooled) != (config.context_dim, config.pooled_dim)
-        {
-            let found = format!("{rows:?} rows of {width} and {pooled} channels");
-            let expected = format!(
-                "{batch} rows of {} and {} channels",
-                config.context_dim, config.pooled_dim
-            );
-            return error("text, pooled text and times", found, expected);
-        }
-        Ok(())
+        text.check(
+            batch,
+            timesteps.len(),
+            [config.context_dim, config.pooled_dim],
+        )
     }
 }
