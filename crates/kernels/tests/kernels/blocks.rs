@@ -24,8 +24,10 @@ fn blocks_decode_as_gguf_does() {
         }
         let data = RhsData::Blocks(format, bytes);
         assert_eq!(data.len(), want.len());
-        let single: Vec<f32> = (0..data.len()).map(|i| data.get(i)).collect();
-        assert_eq!(bits(&single), bits(want), "{name} one by one");
+        let step = if cfg!(miri) { 97 } else { 1 };
+        for i in (0..data.len()).step_by(step) {
+            assert_eq!(data.get(i).to_bits(), want[i].to_bits(), "{name} at {i}");
+        }
     }
 }
 
@@ -41,6 +43,7 @@ fn q8_0_encodes_as_gguf_does() {
 
 /// Byte for byte what GGML's reference makes of the same numbers.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn blocks_encode_as_ggml_does() {
     let golden = Tensors::read(golden("gguf_files/encoded.safetensors")).unwrap();
     let source = golden.get("source").f32();
