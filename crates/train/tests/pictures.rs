@@ -123,6 +123,33 @@ fn pictures_without_a_prompt_are_a_ddpm_pipeline() {
 }
 
 #[test]
+fn a_run_does_not_go_on_with_other_pictures() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data, 8);
+    let config = config(&data, "unconditional");
+    let first = RunOptions {
+        max_steps: Some(2),
+        ..options(dir.path().join("out"))
+    };
+    quiet(&config, &first).expect("run");
+    let folder = std::fs::read_dir(&data).expect("data").flatten();
+    let folder = folder.map(|e| e.path()).find(|p| p.is_dir());
+    let folder = folder.expect("a class");
+    let one = std::fs::read_dir(&folder).expect("pictures").flatten();
+    let one = one.map(|e| e.path()).max().expect("a picture");
+    std::fs::copy(&one, folder.join("another.png")).expect("copied");
+    let resume = RunOptions {
+        resume: true,
+        ..options(dir.path().join("out"))
+    };
+    let said = quiet(&config, &resume).expect_err("refused").to_string();
+    assert!(said.contains("the list of pictures"), "{said}");
+    std::fs::remove_file(folder.join("another.png")).expect("removed");
+    quiet(&config, &resume).expect("as it was");
+}
+
+#[test]
 fn classes_are_the_names_of_the_folders() {
     let dir = tempfile::tempdir().expect("tempdir");
     let data = dir.path().join("data");

@@ -202,12 +202,8 @@ pub(super) fn captioned(config: &DiffusionConfig) -> Result<Folder, TrainError> 
 impl Task for TextTask {
     type Net = TextNetwork;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &TextNetwork, number: u64) -> Result<Loss, TrainError> {
