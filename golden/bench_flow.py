@@ -2,11 +2,11 @@
 
     python bench_flow.py --binary ../target/release/aquatint --family sd35-medium|flux-dev|flux-schnell
         --folder DIR [--transformer FILE.gguf] [--t5 FILE.gguf] [--sdcpp-vae FILE]
-        [--diffusers f32|bf16] [--sdcpp] [--rounds 1] [--steps 2] [--width 512] [--height 512] [--threads 2]
+        [--diffusers f32|bf16|gguf ...] [--sdcpp] [--rounds 1] [--steps 2] [--width 512] [--height 512] [--threads 2]
 
 DIR is a diffusers folder, as make_full_flow.py writes it; --transformer and --t5 take its place where they are given.
-Aquatint runs as its users run it, `generate --json`; diffusers runs the transformer alone, in f32 or bf16, where memory
-allows; stable-diffusion.cpp is the build in the PyPI package cyllama (0.2.18), with flash attention, and reads the same
+Aquatint runs as its users run it, `generate --json`; diffusers runs the transformer alone, from the folder in f32
+or bf16 where memory allows, or from the GGUF file (computing in f32); stable-diffusion.cpp is the build in the PyPI package cyllama (0.2.18), with flash attention, and reads the same
 files. Each run is a process of its own, and its peak resident memory is its own. Prints a Markdown table.
 
 Nothing else should run on the machine."""
@@ -35,7 +35,7 @@ def arguments():
     parser.add_argument("--transformer", type=Path)
     parser.add_argument("--t5", type=Path)
     parser.add_argument("--sdcpp-vae", type=Path, help="the autoencoder in the original layout, if not the folder's")
-    parser.add_argument("--diffusers", choices=["f32", "bf16"])
+    parser.add_argument("--diffusers", choices=["f32", "bf16", "gguf"], action="append", default=[])
     parser.add_argument("--sdcpp", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
@@ -69,7 +69,8 @@ def ours(args, out):
     if args.transformer:
         command += ["-m", args.transformer, "--vae", args.folder / "vae"]
         for clip in clip_files(args):
-            command += ["--text-encoder", clip.parent]
+            tokenizer = clip.parent.with_name(clip.parent.name.replace("text_encoder", "tokenizer"))
+            command += ["--text-encoder", clip.parent, "--tokenizer", tokenizer]
         command += ["--t5", args.t5 or args.folder / ("text_encoder_2" if args.family.startswith("flux") else "text_encoder_3")]
     else:
         command += ["-m", args.folder] + (["--t5", args.t5] if args.t5 else [])
@@ -79,7 +80,7 @@ def ours(args, out):
 
 
 def sdcpp(args, out):
-    command = [sys.executable, "-m", "cyllama.sd", "txt2img", "--prompt", PROMPT, "--output", out / "theirs.png",
+    command = [sys.executable, "-u", "-m", "cyllama.sd", "txt2img", "--prompt", PROMPT, "--output", out / "theirs.png",
                "--width", args.width, "--height", args.height, "--steps", args.steps, "--threads", args.threads,
                "--seed", 7, "--sampler", "euler", "--diffusion-fa", "--verbose",
                "--diffusion-model", args.transformer or args.folder / "transformer/diffusion_pytorch_model.safetensors",
@@ -103,10 +104,16 @@ def torch_step(args):
     import torch
 
     torch.set_num_threads(args.threads)
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.diffusers]
+    how, = args.diffusers
+    dtype = torch.bfloat16 if how == "bf16" else torch.float32
     flux = args.family.startswith("flux")
     kind = diffusers.FluxTransformer2DModel if flux else diffusers.SD3Transformer2DModel
-    model = kind.from_pretrained(args.folder / "transformer", torch_dtype=dtype)
+    if how == "gguf":
+        quantization = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+        model = kind.from_single_file(str(args.transformer), config=str(args.folder), subfolder="transformer",
+                                      quantization_config=quantization, torch_dtype=dtype)
+    else:
+        model = kind.from_pretrained(args.folder / "transformer", torch_dtype=dtype)
     h, w = args.height // 8, args.width // 8
     if flux:
         tokens, text = h * w // 4, 512
@@ -129,8 +136,10 @@ def torch_step(args):
     print(json.dumps({"step": statistics.median(times)}))
 
 
-def diffusers_step(args):
-    text, peak = measured([sys.executable, __file__, "--torch-step", *sys.argv[1:]])
+def diffusers_step(args, how):
+    own = [sys.executable, __file__, "--torch-step", "--family", args.family, "--folder", args.folder, "--diffusers", how,
+           "--steps", args.steps, "--width", args.width, "--height", args.height, "--threads", args.threads]
+    text, peak = measured(own + (["--transformer", args.transformer] if args.transformer else []))
     return {"step": json.loads(text.strip().splitlines()[-1])["step"], "text": None, "decode": None, "peak": peak}
 
 
@@ -143,8 +152,8 @@ def main():
     engines = {"Aquatint": ours}
     if args.sdcpp:
         engines["stable-diffusion.cpp"] = sdcpp
-    if args.diffusers:
-        engines[f"diffusers {args.diffusers}, the transformer alone"] = lambda args, _: diffusers_step(args)
+    for how in args.diffusers:
+        engines[f"diffusers {how}, the transformer alone"] = lambda args, _, how=how: diffusers_step(args, how)
     found = {name: [] for name in engines}
     with tempfile.TemporaryDirectory() as out:
         for _ in range(args.rounds):
