@@ -40,7 +40,7 @@ def main():
         grey = ImageOps.autocontrast(Image.alpha_composite(white, image).convert("L"))
         stem = out / name.replace(" ", "_")
         ImageOps.colorize(grey, (16, 32, 120), "white").resize((128, 128)).save(stem.with_suffix(".png"))
-        stem.with_suffix(".txt").write_text(f"a blue ink drawing of a {name}\n{name}, blue ink\n")
+        stem.with_suffix(".txt").write_text(f"{name}, blue ink\n")
     print(f"wrote {len(NAMES)} pictures to {out}")
 
 
