@@ -44,6 +44,7 @@ def arguments():
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch-step", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sdcpp-run", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -83,24 +84,35 @@ def ours(args, out):
     return {"step": seconds["denoise"] / args.steps, "text": seconds["text_encode"], "decode": seconds["decode"], "peak": peak}
 
 
-def sdcpp(args, out):
-    command = [sys.executable, "-u", "-m", "cyllama.sd", "txt2img", "--prompt", PROMPT, "--output", out / "theirs.png",
-               "--width", args.width, "--height", args.height, "--steps", args.steps, "--threads", args.threads,
-               "--seed", 7, "--sampler", "euler", "--diffusion-fa", "--verbose",
-               "--diffusion-model", args.transformer or args.folder / "transformer/diffusion_pytorch_model.safetensors",
-               "--vae", args.sdcpp_vae or args.folder / "vae/diffusion_pytorch_model.safetensors", "--t5xxl", args.t5]
-    for flag, clip in zip(["--clip-l", "--clip-g"], clip_files(args)):
-        command += [flag, clip]
-    command += (["--cfg-scale", 1, "--guidance", GUIDANCE[args.family]] if args.family.startswith("flux")
-                else ["--cfg-scale", GUIDANCE[args.family]])
+def sdcpp(args):
     # Its decoder takes minutes; what is compared is the step.
-    text, peak = measured(command, "sampling completed")
+    text, peak = measured(own(args, "--sdcpp-run"), "sampling completed")
     taking = lambda what: (m := re.search(what + r".*?taking ([\d.]+) ?(ms|s)", text)) and float(m[1]) / (1000 if m[2] == "ms" else 1)
     step = taking("sampling completed")
     if step is None:
         sys.exit(f"stable-diffusion.cpp told no time of its sampling:\n{text[-3000:]}")
-    return {"step": step / args.steps, "text": taking("get_learned_condition completed"),
-            "decode": None, "peak": peak}
+    return {"step": step / args.steps, "text": taking("get_learned_condition completed"), "decode": None, "peak": peak}
+
+
+def sdcpp_run(args):
+    """stable-diffusion.cpp in this process, with its log on standard output."""
+    from cyllama.sd import SampleMethod, SDContext, SDContextParams, set_log_callback
+
+    params = SDContextParams()
+    params.diffusion_model_path = str(args.transformer or args.folder / "transformer/diffusion_pytorch_model.safetensors")
+    params.vae_path = str(args.sdcpp_vae or args.folder / "vae/diffusion_pytorch_model.safetensors")
+    params.t5xxl_path = str(args.t5)
+    params.clip_l_path, *rest = map(str, clip_files(args))
+    if rest:
+        params.clip_g_path, = rest
+    params.n_threads, params.diffusion_flash_attn, params.vae_decode_only = args.threads, True, True
+    context = SDContext(params)
+    # Not before: with a callback its loader waits for Python for ever.
+    set_log_callback(lambda level, text: print(text, flush=True))
+    # Distilled guidance is 3.5 by default.
+    guidance = 1.0 if args.family.startswith("flux") else GUIDANCE[args.family]
+    context.generate(prompt=PROMPT, width=args.width, height=args.height, seed=7, sample_steps=args.steps, cfg_scale=guidance,
+                     sample_method=SampleMethod.EULER)
 
 
 def torch_step(args):
@@ -141,10 +153,17 @@ def torch_step(args):
     print(json.dumps({"step": statistics.median(times)}))
 
 
+def own(args, mode):
+    """This script as a process of its own."""
+    command = [sys.executable, "-u", __file__, mode, "--family", args.family, "--folder", args.folder, "--steps", args.steps,
+               "--width", args.width, "--height", args.height, "--threads", args.threads]
+    for flag, path in (("--transformer", args.transformer), ("--t5", args.t5), ("--sdcpp-vae", args.sdcpp_vae)):
+        command += [flag, path] if path else []
+    return command
+
+
 def diffusers_step(args, how):
-    own = [sys.executable, __file__, "--torch-step", "--family", args.family, "--folder", args.folder, "--diffusers", how,
-           "--steps", args.steps, "--width", args.width, "--height", args.height, "--threads", args.threads]
-    text, peak = measured(own + (["--transformer", args.transformer] if args.transformer else []))
+    text, peak = measured([*own(args, "--torch-step"), "--diffusers", how])
     return {"step": json.loads(text.strip().splitlines()[-1])["step"], "text": None, "decode": None, "peak": peak}
 
 
@@ -152,11 +171,13 @@ def main():
     args = arguments()
     if args.torch_step:
         return torch_step(args)
+    if args.sdcpp_run:
+        return sdcpp_run(args)
     if args.sdcpp and not args.t5:
         sys.exit("--t5 is missing: stable-diffusion.cpp reads T5 from one file")
     engines = {"Aquatint": ours}
     if args.sdcpp:
-        engines["stable-diffusion.cpp"] = sdcpp
+        engines["stable-diffusion.cpp"] = lambda args, _: sdcpp(args)
     for how in args.diffusers:
         engines[f"diffusers {how}, the transformer alone"] = lambda args, _, how=how: diffusers_step(args, how)
     found = {name: [] for name in engines}
