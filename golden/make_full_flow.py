@@ -120,7 +120,11 @@ def write_folder(family, out, dtype, with_t5, with_transformer):
     write_json(out / "vae" / "config.json", dict(_class_name="AutoencoderKL", **vae))
     for i, clip in enumerate([VIT_L] if flux else [VIT_L, BIG_G]):
         suffix, kind = "_2" if i else "", CLIPTextModel if flux else CLIPTextModelWithProjection
-        write_component(out / f"text_encoder{suffix}", "model", shapes(lambda: kind(CLIPTextConfig(**clip))), dtype)
+        tensors = shapes(lambda: kind(CLIPTextConfig(**clip)))
+        # As published files have it; transformers 5 leaves the prefix out.
+        whole = any(name.startswith("text_model.") for name in tensors)
+        write_component(out / f"text_encoder{suffix}", "model",
+                        tensors if whole else {f"text_model.{name}": shape for name, shape in tensors.items()}, dtype)
         write_json(out / f"text_encoder{suffix}" / "config.json",
                    dict(clip, architectures=[kind.__name__], model_type="clip_text_model"))
         write_tokenizer(out / f"tokenizer{suffix}", "!" if i else "<|endoftext|>", full=True)
