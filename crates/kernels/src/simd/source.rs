@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn halves_agree_with_the_half_crate() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(if cfg!(miri) { 61 } else { 1 }) {
             let (got, want) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
             assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()));
         }

@@ -175,8 +175,9 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(crate::cases(200))]
     #[test]
+    #[cfg_attr(miri, ignore = "too large for an interpreter")]
     fn any_shape_agrees_with_the_reference(case in case()) {
         case.check(ConvAlgorithm::Direct, 1.0);
     }
@@ -184,6 +185,7 @@ proptest! {
     /// Errors of Winograd's filters follow the whole tile that an output is computed in, not the output's own
     /// window, hence the bound by the largest input and the sum of the channel's weights.
     #[test]
+    #[cfg_attr(miri, ignore = "too large for an interpreter")]
     fn winograd_agrees_with_the_reference(case in case()) {
         let case = Case { kernel: (3, 3), stride: 1, ..case };
         case.check(ConvAlgorithm::Winograd2, 2.0);
@@ -212,7 +214,26 @@ fn plain(size: (usize, usize), channels: (usize, usize), kernel: usize) -> Case 
     }
 }
 
+/// Every algorithm at its smallest, which Miri can follow.
 #[test]
+fn small_images_agree_with_the_reference() {
+    plain((3, 4), (3, 5), 1).check(ConvAlgorithm::Direct, 1.0);
+    let case = plain((5, 6), (3, 5), 3);
+    case.check(ConvAlgorithm::Direct, 1.0);
+    case.check(ConvAlgorithm::Winograd2, 2.0);
+    case.check(ConvAlgorithm::Winograd4, 4.0);
+    let doubled = Case {
+        upsample: true,
+        ..plain((3, 4), (3, 5), 3)
+    };
+    doubled.check(ConvAlgorithm::Direct, 1.0);
+    doubled.check(ConvAlgorithm::Folded, 4.0);
+    let halved = Case { stride: 2, ..case };
+    halved.check(ConvAlgorithm::Folded, 4.0);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn blocked_channels_agree_with_the_reference() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(3)
@@ -227,6 +248,7 @@ fn blocked_channels_agree_with_the_reference() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn blocked_winograd_agrees_with_the_reference() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(3)
@@ -251,6 +273,7 @@ fn blocked_winograd_agrees_with_the_reference() {
 
 /// The bounds that the documentation states, on the noise they speak of.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn errors_are_as_documented() {
     for (channels, side, upsample, stride) in [
         (16, 40, false, 1),
@@ -308,6 +331,7 @@ fn errors_are_as_documented() {
 /// More than one group of tiles, with weights held and with inputs held: too large for the reference, so `Direct`
 /// stands in for it.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn large_images_agree_with_direct() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
     pool.unwrap().install(|| {
@@ -339,6 +363,7 @@ fn large_images_agree_with_direct() {
 
 /// A picture must not change with its neighbours in a batch, nor with the number of threads.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn results_do_not_depend_on_the_batch_or_the_threads() {
     let shapes = [
         ((8, 8), (96, 64), 3, 1),

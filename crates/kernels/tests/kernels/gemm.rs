@@ -217,15 +217,70 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(crate::cases(500))]
     #[test]
+    #[cfg_attr(miri, ignore = "too large for an interpreter")]
     fn any_shape_agrees_with_the_reference(case in case()) {
         case.check();
     }
 }
 
+/// Every path at its smallest, which Miri can follow: few rows and tiles, layouts, storages, epilogues, threads.
+#[test]
+fn small_shapes_agree_with_the_reference() {
+    let case = Case {
+        batch: 2,
+        size: (9, 10, 17),
+        gaps: (1, 2, 3),
+        layout: RhsLayout::RowsAreOutputs,
+        stored: 0,
+        activation: Activation::None,
+        bias: true,
+        residual: true,
+        shared: false,
+        transposed: false,
+        gated: false,
+        rows_per_bias: 3,
+    };
+    for stored in 0..STORED {
+        for (rows, layout) in [
+            (3, RhsLayout::RowsAreOutputs),
+            (9, RhsLayout::RowsAreOutputs),
+            (9, RhsLayout::RowsAreInner),
+        ] {
+            Case {
+                batch: 1,
+                size: (rows, 6, 35),
+                layout,
+                stored,
+                ..case.clone()
+            }
+            .check();
+        }
+    }
+    for (rows, gated, transposed) in [(3, true, false), (9, true, false), (9, false, true)] {
+        Case {
+            size: (rows, 10, 17),
+            gated,
+            transposed,
+            activation: Activation::Gelu,
+            ..case.clone()
+        }
+        .check();
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+    let shared = Case {
+        batch: 1,
+        size: (24, 40, 140),
+        rows_per_bias: 0,
+        ..case
+    };
+    pool.unwrap().install(|| shared.check());
+}
+
 /// Large enough for several blocks of the inner dimension, and for tasks on several threads.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn blocked_shapes_agree_with_the_reference() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(3)
@@ -233,6 +288,8 @@ fn blocked_shapes_agree_with_the_reference() {
         .unwrap();
     for (size, layout, stored) in [
         ((61, 70, 1231), RhsLayout::RowsAreOutputs, 0),
+        // Rows of A, with their gap, in one set of the cache.
+        ((61, 70, 2045), RhsLayout::RowsAreOutputs, 0),
         ((130, 257, 600), RhsLayout::RowsAreInner, 1),
         ((29, 330, 580), RhsLayout::RowsAreOutputs, 2),
         ((5, 300, 1153), RhsLayout::RowsAreOutputs, 1),
@@ -274,6 +331,7 @@ fn blocked_shapes_agree_with_the_reference() {
 
 /// The result does not depend on the number of threads.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn threads_do_not_change_the_result() {
     let (a, b) = (noise(150 * 700, 1), Stored::new(noise(90 * 700, 2), 0));
     let run = |threads| {

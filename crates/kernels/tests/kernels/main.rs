@@ -23,6 +23,16 @@ use proptest::prelude::*;
 /// Half a unit in the last place of 1.
 pub(crate) const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
 
+/// A property's configuration. Two cases have to do for Miri, which is slow and has no directory for those that failed.
+pub(crate) fn cases(count: u32) -> ProptestConfig {
+    let mut config = ProptestConfig::with_cases(count);
+    if cfg!(miri) {
+        config.cases = 2;
+        config.failure_persistence = None;
+    }
+    config
+}
+
 /// Numbers in [-1, 1), the same for the same seed.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

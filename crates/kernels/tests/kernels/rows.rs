@@ -19,7 +19,7 @@ fn assert_near(what: &str, got: &[f32], want: &[f32], size: f32) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(crate::cases(150))]
 
     #[test]
     fn group_norm_agrees(

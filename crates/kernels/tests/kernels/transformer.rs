@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::noise;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(crate::cases(100))]
 
     #[test]
     fn rotary_turns_pairs(
