@@ -147,6 +147,9 @@ impl<L: Lhs> Job for Task<'_, '_, '_, L> {
             for (index, panel) in panels.clone().enumerate() {
                 let rows = split(product.m, self.panel_count, panel);
                 for (b, block) in blocks.iter().enumerate() {
+                    if product.lhs.in_place(rows.clone(), block).is_some() {
+                        continue;
+                    }
                     let at = (index * blocks.len() + b) * size;
                     let dst = &mut packed.as_mut_slice()[at..at + size];
                     product.lhs.pack(rows.clone(), block, dst);

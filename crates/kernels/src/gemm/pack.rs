@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::params::{LINE, split};
+use super::params::{A_STRIDE, LINE, SET_CYCLE, split};
 use super::tile::ALayout;
 use super::{RhsData, RhsLayout};
 use crate::scratch::Scratch;
@@ -50,13 +50,23 @@ pub(crate) struct MatLhs<'a> {
 impl Lhs for MatLhs<'_> {
     #[inline(always)]
     fn in_place(&self, rows: Range<usize>, block: &KBlock) -> Option<(&[f32], usize)> {
+        // A tile reads its rows side by side, which such rows would drive out of the cache for each other.
+        if self.stride.is_multiple_of(SET_CYCLE) {
+            return None;
+        }
         let row = |i: usize| i * self.stride;
         let (start, end) = (row(rows.start), row(rows.end - 1));
         let part = &self.data[start + block.channels.start..end + block.channels.end];
         Some((part, self.stride))
     }
 
-    fn pack(&self, _: Range<usize>, _: &KBlock, _: &mut [f32]) {}
+    #[inline(always)]
+    fn pack(&self, rows: Range<usize>, block: &KBlock, panel: &mut [f32]) {
+        for (row, to) in rows.zip(panel.chunks_mut(A_STRIDE)) {
+            let from = &self.data[row * self.stride..][block.channels.clone()];
+            to[..from.len()].copy_from_slice(from);
+        }
+    }
 
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, rows: Range<usize>, block: &KBlock, share: (usize, usize)) {

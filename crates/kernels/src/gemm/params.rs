@@ -6,6 +6,10 @@ pub(crate) const KC: usize = 1024;
 /// Distance between the rows of a packed A panel. A constant, so that a tile addresses all its rows from one
 /// register; 65 cache lines, so that rows fall into different cache sets.
 pub(crate) const A_STRIDE: usize = KC + 16;
+/// Elements after which addresses fall into the same set of L1 again (4 KiB; 8 or 12 lines a set). Rows of A that lie a
+/// multiple of it apart are packed, all others are read where they lie: on Zen 5 packing makes 1024x1024x1024 4 %
+/// faster, and products with other strides 1 to 2 % slower.
+pub(crate) const SET_CYCLE: usize = 1024;
 /// Panels of A that are packed together when the columns do not fit L2 at once (300 KiB).
 pub(crate) const A_PANELS: usize = 5;
 /// Elements of B that stay in L2 while the rows of a task pass by (512 KiB).

@@ -33,8 +33,8 @@ pub(crate) struct TileArgs {
 
 /// Steps before the end of a tile at which C is asked for.
 const LATE: usize = 48;
-/// Elements of B that are asked for ahead.
-const B_AHEAD: usize = 256;
+/// Elements of B that are asked for ahead: far enough for L3, which answers late when all cores ask.
+const B_AHEAD: usize = 1024;
 
 /// A tile of fixed size; `RS` and `KS` are the strides of A between rows and between columns, the former `a_stride`
 /// when it is 0.
