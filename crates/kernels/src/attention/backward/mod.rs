@@ -63,7 +63,8 @@ pub fn attention_backward(attention: AttentionBackward<'_>) -> Result<(), Kernel
     attention.run(Isa::best())
 }
 
-/// Keys whose scores are held at once; a multiple of no tile in particular, 9 of AVX-512's.
+/// Keys whose scores are held at once, 9 of AVX-512's tiles. From 56 to 336 keys, and 2 to 8 panels of queries, the time
+/// of 2x8x1024x80 and 2x8x256x32 changes by 1 % (measured on Zen 5).
 const KEY_BLOCK: usize = 126;
 /// Tasks that a call should have at least; with fewer heads, keys are split. Not the number of threads, which must
 /// not decide the last bits.

@@ -6,7 +6,7 @@ use super::{AttentionBackward, KEY_BLOCK};
 use crate::attention::HeadsRef;
 use crate::attention::tiles::{HeadRows, Hidden, MAX_WIDTH, TurnedRows, pack_turned};
 use crate::gemm::driver::SharedOut;
-use crate::gemm::params::{A_STRIDE, split};
+use crate::gemm::params::{LINE, split};
 use crate::gemm::tile::{ALayout, TileArgs};
 use crate::scratch::Scratch;
 use crate::simd::{Job, Simd, math};
@@ -14,6 +14,12 @@ use crate::simd::{Job, Simd, math};
 /// Panels of queries that pass over a block of keys together: the gradients of keys and values are loaded and
 /// stored once for all of them.
 const QUERY_PANELS: usize = 4;
+
+/// From one key's row of probabilities to the next's; a line more than queries, so that rows fall into different sets
+/// of the cache.
+const fn row_stride<S: Simd>() -> usize {
+    QUERY_PANELS * S::NR + LINE
+}
 
 /// All queries and a range of keys of one head of one image.
 pub(super) struct Pass<'a, 'b> {
@@ -63,7 +69,7 @@ struct Blocks {
     scores: Scratch,
     /// `[keys, NR]`
     d_scores: Scratch,
-    /// `[keys, A_STRIDE]`, queries of all panels.
+    /// `[keys, row_stride]`, queries of all panels.
     p_rows: Scratch,
     d_rows: Scratch,
 }
@@ -103,8 +109,8 @@ impl Job for Pass<'_, '_> {
             mask: Scratch::new(if a.mask.is_some() { block } else { 0 }),
             scores: Scratch::new(block),
             d_scores: Scratch::new(block),
-            p_rows: Scratch::new(KEY_BLOCK * A_STRIDE),
-            d_rows: Scratch::new(KEY_BLOCK * A_STRIDE),
+            p_rows: Scratch::new(KEY_BLOCK * row_stride::<S>()),
+            d_rows: Scratch::new(KEY_BLOCK * row_stride::<S>()),
         };
         for first in (0..a.queries).step_by(step) {
             self.pack_asks(s, first..a.queries.min(first + step), &mut asks);
@@ -236,8 +242,14 @@ impl<'b> Pass<'_, 'b> {
                 let at = panel * S::NR + lane;
                 let lse = s.load_slice(&asks.lse[at..]);
                 let delta = s.load_slice(&asks.delta[at..]);
-                let p_rows = blocks.p_rows.as_mut_slice().chunks_exact_mut(A_STRIDE);
-                let d_rows = blocks.d_rows.as_mut_slice().chunks_exact_mut(A_STRIDE);
+                let p_rows = blocks
+                    .p_rows
+                    .as_mut_slice()
+                    .chunks_exact_mut(row_stride::<S>());
+                let d_rows = blocks
+                    .d_rows
+                    .as_mut_slice()
+                    .chunks_exact_mut(row_stride::<S>());
                 let rows = scores
                     .chunks_exact(S::NR)
                     .zip(d_scores.chunks_exact_mut(S::NR))
@@ -302,22 +314,22 @@ impl<'b> Pass<'_, 'b> {
         asks: &Asks,
         blocks: &Blocks,
     ) {
-        let width = padded::<S>(self.a.head_dim);
+        let (width, stride) = (padded::<S>(self.a.head_dim), row_stride::<S>());
         let first = (keys.start - self.keys.start) * width;
         let k = asks.queries.len();
         let step = QUERY_PANELS * S::NR;
-        assert!(k <= step && step <= A_STRIDE && keys.len() <= KEY_BLOCK);
+        assert!(k <= step && keys.len() <= KEY_BLOCK);
         for (sums, rows, columns) in [
             (&mut answers.dv, &blocks.p_rows, &asks.d_rows),
             (&mut answers.dk, &blocks.d_rows, &asks.q_rows),
         ] {
             let sums = &mut sums.as_mut_slice()[first..][..keys.len() * width];
             let (rows, columns) = (rows.as_slice(), columns.as_slice());
-            assert!(rows.len() >= keys.len() * A_STRIDE && columns.len() >= step * width);
+            assert!(rows.len() >= keys.len() * stride && columns.len() >= step * width);
             for channel in (0..width).step_by(S::NR) {
                 let panel = S::NR.min(width - channel);
                 for row in (0..keys.len()).step_by(S::MR) {
-                    // SAFETY: A is up to MR of the keys' rows A_STRIDE apart, at least k long; B is k <= step rows of
+                    // SAFETY: A is up to MR of the keys' rows `stride` apart, at least k long; B is k <= step rows of
                     // this panel's width, which is NR or LANES; C is as many rows, `width` apart, of which the
                     // panel's columns lie inside; all checked.
                     unsafe {
@@ -326,8 +338,8 @@ impl<'b> Pass<'_, 'b> {
                             nv: panel / S::LANES,
                             k,
                             a_layout: ALayout::Rows,
-                            a_stride: A_STRIDE,
-                            a: rows.as_ptr().add(row * A_STRIDE),
+                            a_stride: stride,
+                            a: rows.as_ptr().add(row * stride),
                             b: columns.as_ptr().add(channel * step),
                             c: sums.as_mut_ptr().add(row * width + channel),
                             c_stride: width,
