@@ -111,8 +111,8 @@ impl Image<'_> {
     /// Writes `dx`; adds the sums of `dz` and of `dz n` over the pixels to `total`.
     fn run(&self, dx: &mut [f32], total: &mut [f64]) {
         let channels = self.groups.channels;
-        let mut terms = Scratch::new(5 * channels);
-        let (normal, factors) = terms.as_mut_slice().split_at_mut(2 * channels);
+        let mut terms = Scratch::new(TERMS * channels);
+        let (normal, factors) = terms.as_mut_slice().split_at_mut(3 * channels);
         self.statistics(normal);
         let mut sums = self.collect(normal, dx);
         let sums = &sums.as_mut_f64()[..2 * channels];
@@ -130,17 +130,21 @@ impl Image<'_> {
         });
     }
 
-    /// Mean and one over the deviation of each channel's group, `[2, channels]`.
+    /// Mean, what rounding took from it, and one over the deviation of each channel's group, `[3, channels]`. Where the
+    /// mean is large beside the deviation, its rounding alone would shift all of the normalised input.
     fn statistics(&self, normal: &mut [f32]) {
         let Groups {
             channels, groups, ..
         } = *self.groups;
         let mut sums = Sums::collect(self.isa, self.x, channels);
-        let (means, rates) = normal.split_at_mut(channels);
+        let (means, rest) = normal.split_at_mut(channels);
+        let (lows, rates) = rest.split_at_mut(channels);
         let width = channels / groups;
         for range in (0..groups).map(|g| g * width..(g + 1) * width) {
             let (mean, variance) = sums.moments(range.clone(), self.x);
-            means[range.clone()].fill(mean as f32);
+            let rounded = mean as f32;
+            means[range.clone()].fill(rounded);
+            lows[range.clone()].fill((mean - f64::from(rounded)) as f32);
             rates[range].fill((1.0 / (variance + f64::from(self.groups.eps)).sqrt()) as f32);
         }
     }
@@ -197,7 +201,7 @@ impl Image<'_> {
                 |sums: &[f64]| range.clone().map(|c| gamma(c) * sums[c]).sum::<f64>() / count;
             let (mean_d, mean_dn) = (mean(&sums[..channels]), mean(&sums[channels..]));
             for c in range.clone() {
-                let rate = f64::from(normal[channels + c]);
+                let rate = f64::from(normal[2 * channels + c]);
                 factors[c] = (rate * gamma(c)) as f32;
                 factors[channels + c] = (rate * mean_dn) as f32;
                 factors[2 * channels + c] = (rate * mean_d) as f32;
@@ -208,7 +212,7 @@ impl Image<'_> {
 
 struct Collect<'a> {
     image: &'a Image<'a>,
-    /// Means and rates.
+    /// Means, what rounding took from them, and rates.
     normal: &'a [f32],
     pixels: Range<usize>,
     /// Of these pixels; written when there is an activation.
@@ -234,13 +238,15 @@ impl Job for Collect<'_> {
             std::slice::from_raw_parts_mut(self.part.as_mut_ptr().cast::<f64>(), 2 * channels)
         };
         totals.fill(0.0);
-        let (means, rates) = self.normal.split_at(channels);
+        let (means, rest) = self.normal.split_at(channels);
+        let (lows, rates) = rest.split_at(channels);
         let first = self.pixels.start;
         for start in self.pixels.clone().step_by(PIXELS_AT_ONCE) {
             let block = start..self.pixels.end.min(start + PIXELS_AT_ONCE);
             for c in (0..channels).step_by(S::LANES) {
                 let width = S::LANES.min(channels - c);
-                let (mean, rate) = (s.load_some(&means[c..]), s.load_some(&rates[c..]));
+                let (mean, low) = (s.load_some(&means[c..]), s.load_some(&lows[c..]));
+                let rate = s.load_some(&rates[c..channels]);
                 let gamma = gamma.map_or(s.splat(1.0), |g| s.load_some(&g[c..]));
                 let beta = beta.map_or(s.zero(), |b| s.load_some(&b[c..]));
                 let (mut sum, mut dot) = (s.zero(), s.zero());
@@ -248,7 +254,7 @@ impl Job for Collect<'_> {
                     let at = pixel * channels + c..(pixel + 1) * channels;
                     let x = s.load_some(&self.image.x[at.clone()]);
                     let mut dz = s.load_some(&self.image.dy[at]);
-                    let n = s.mul(s.sub(x, mean), rate);
+                    let n = s.mul(s.sub(s.sub(x, mean), low), rate);
                     if activation != Activation::None {
                         let z = s.fma(n, gamma, beta);
                         dz = s.mul(dz, math::derivative(s, activation, z));
@@ -268,7 +274,10 @@ impl Job for Collect<'_> {
     }
 }
 
-/// `dx = dz a - n b - d`, for `terms` mean, rate, a, b, d of each channel; `dz` is in `dx` unless given.
+/// Of each channel: mean, what rounding took from it, rate, and the factors a, b, d.
+const TERMS: usize = 6;
+
+/// `dx = dz a - n b - d`, for the [`TERMS`]; `dz` is in `dx` unless given.
 struct Finish<'a> {
     x: &'a [f32],
     dz: Option<&'a [f32]>,
@@ -280,9 +289,9 @@ impl Job for Finish<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let channels = self.terms.len() / 5;
+        let channels = self.terms.len() / TERMS;
         let term = |i: usize| &self.terms[i * channels..(i + 1) * channels];
-        let [mean, rate, a, b, d] = [term(0), term(1), term(2), term(3), term(4)];
+        let [mean, low, rate, a, b, d] = std::array::from_fn(term);
         for (i, dx) in self.dx.chunks_exact_mut(channels).enumerate() {
             let row = i * channels..(i + 1) * channels;
             let x = &self.x[row.clone()];
@@ -292,10 +301,8 @@ impl Job for Finish<'_> {
                     Some(dz) => s.load_some(&dz[row.clone()][c..]),
                     None => s.load_some(&dx[c..]),
                 };
-                let n = s.mul(
-                    s.sub(s.load_some(&x[c..]), s.load_some(&mean[c..])),
-                    s.load_some(&rate[c..]),
-                );
+                let n = s.sub(s.load_some(&x[c..]), s.load_some(&mean[c..]));
+                let n = s.mul(s.sub(n, s.load_some(&low[c..])), s.load_some(&rate[c..]));
                 let value = s.mul(dz, s.load_some(&a[c..]));
                 let value = s.sub(value, s.mul(n, s.load_some(&b[c..])));
                 let value = s.sub(value, s.load_some(&d[c..]));

@@ -193,7 +193,7 @@ impl Job for Part<'_> {
         let first = self.rows.start;
         for start in self.rows.clone().step_by(ROWS) {
             let block = start..self.rows.end.min(start + ROWS);
-            let mut moments = [(0.0, 0.0); ROWS];
+            let mut moments = [Moments::default(); ROWS];
             for (moments, row) in moments.iter_mut().zip(block.clone()) {
                 let at = row * cols..(row + 1) * cols;
                 let dx = &mut self.dx[(row - first) * cols..][..cols];
@@ -201,12 +201,11 @@ impl Job for Part<'_> {
             }
             for c in (0..cols).step_by(S::LANES) {
                 let (mut sum, mut dot) = (s.zero(), s.zero());
-                for (row, (mean, rate)) in block.clone().zip(moments) {
+                for (row, moments) in block.clone().zip(moments) {
                     let at = row * cols + c..(row + 1) * cols;
                     let d = s.load_some(&dy[at.clone()]);
-                    let n = s.sub(s.load_some(&x[at]), s.splat(mean));
                     sum = s.add(sum, d);
-                    dot = s.fma(d, s.mul(n, s.splat(rate)), dot);
+                    dot = s.fma(d, moments.normal(s, s.load_some(&x[at])), dot);
                 }
                 add_lanes(s, &mut totals[..cols], c, sum);
                 add_lanes(s, &mut totals[cols..], c, dot);
@@ -224,23 +223,56 @@ fn add_lanes<S: Simd>(s: S, totals: &mut [f64], at: usize, v: S::V) {
     }
 }
 
-impl Rows<'_> {
-    /// Writes `dx` of one row; gives its mean and one over its deviation.
+/// Of a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    mean: f32,
+    /// What rounding took from the mean. Where the mean is large beside the deviation, it would shift all of the row.
+    low: f32,
+    /// One over the deviation.
+    rate: f32,
+}
+
+impl Moments {
+    /// Of a row that is not empty; the mean is 0 unless it is to be taken away.
     #[inline(always)]
-    fn row<S: Simd>(&self, s: S, x: &[f32], dy: &[f32], dx: &mut [f32]) -> (f32, f32) {
-        let count = self.cols as f32;
-        let mean = if self.centre {
+    fn new<S: Simd>(s: S, x: &[f32], centre: bool, eps: f32) -> Self {
+        let count = x.len() as f32;
+        let mean = if centre {
             sum_of!(s, x, |v| v) / count
         } else {
             0.0
         };
         let m = s.splat(mean);
+        let low = if centre {
+            sum_of!(s, x, |v| s.sub(v, m)) / count
+        } else {
+            0.0
+        };
+        let l = s.splat(low);
         let square = sum_of!(s, x, |v| {
-            let d = s.sub(v, m);
+            let d = s.sub(s.sub(v, m), l);
             s.mul(d, d)
         });
-        let rate = 1.0 / (square / count + self.eps).sqrt();
-        let r = s.splat(rate);
+        let rate = 1.0 / (square / count + eps).sqrt();
+        Self { mean, low, rate }
+    }
+
+    /// The normalised input.
+    #[inline(always)]
+    fn normal<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let d = s.sub(s.sub(x, s.splat(self.mean)), s.splat(self.low));
+        s.mul(d, s.splat(self.rate))
+    }
+}
+
+impl Rows<'_> {
+    /// Writes `dx` of one row.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Moments {
+        let count = self.cols as f32;
+        let moments = Moments::new(s, x, self.centre, self.eps);
+        let r = s.splat(moments.rate);
         dx.copy_from_slice(dy);
         if let Some(gamma) = self.gamma {
             map2!(s, dx, gamma, |d, g| s.mul(d, g));
@@ -253,14 +285,13 @@ impl Rows<'_> {
         let mut dot = s.zero();
         for (d, x) in dx.chunks(S::LANES).zip(x.chunks(S::LANES)) {
             // Lanes behind the end are 0 in `d`.
-            let n = s.mul(s.sub(s.load_some(x), m), r);
-            dot = s.fma(s.load_some(d), n, dot);
+            dot = s.fma(s.load_some(d), moments.normal(s, s.load_some(x)), dot);
         }
         let (mean_d, mean_dn) = (s.splat(mean_d), s.splat(s.sum(dot) / count));
         map2!(s, dx, x, |d, x| {
-            let n = s.mul(s.sub(x, m), r);
+            let n = moments.normal(s, x);
             s.mul(r, s.sub(s.sub(d, mean_d), s.mul(n, mean_dn)))
         });
-        (mean, rate)
+        moments
     }
 }
