@@ -44,12 +44,13 @@ def linear(activation=None):
 
 
 def conv(activation=None, stride=1, padding=(1, 1, 1, 1), upsample=False):
+    """The bias is `[out]`, or `[batch * out]` for a bias an image."""
     def run(x, w, b, *rest):
         x = x.permute(0, 3, 1, 2)
         if upsample:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        y = F.conv2d(F.pad(x, padding), w, b, stride=stride)
-        return finish(y.permute(0, 2, 3, 1), activation, rest)
+        y = F.conv2d(F.pad(x, padding), w, stride=stride).permute(0, 2, 3, 1)
+        return finish(y + b.reshape(-1, 1, 1, y.shape[3]), activation, rest)
     return run
 
 
@@ -117,6 +118,8 @@ def main():
         "conv_uneven": (con(3), conv(stride=2, padding=(0, 1, 0, 1))),
         "conv_upsampled": (con(3), conv(upsample=True)),
         "conv_silu": (con(3) + [(2, 4, 5, 4)], conv("silu")),
+        "conv_images": (con(3)[:2] + [(8,)], conv()),
+        "conv_images_silu": (con(3)[:2] + [(8,), (2, 4, 5, 4)], conv("silu")),
         "attention": (qkv(5, 7), attention(2)),
         "attention_causal": (qkv(5, 5), attention(2, causal=True)),
         "attention_masked": (qkv(5, 7), attention(2, masked=True)),

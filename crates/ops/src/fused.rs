@@ -9,7 +9,7 @@ pub use aquatint_kernels::{Activation, RotaryPairs};
 /// What is done to a product before it is stored: `activation(x + bias) + residual`.
 #[derive(Debug, Clone)]
 pub struct Epilogue<const D: usize> {
-    /// Added per output channel.
+    /// Added per output channel, `[out]`. A convolution also takes `[batch * out]`, a bias an image.
     pub bias: Option<Tensor<1>>,
     /// Applied after the bias.
     pub activation: Activation,

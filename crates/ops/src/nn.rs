@@ -222,12 +222,14 @@ impl Conv2d {
         self.run(x, self.shape, bias, activation, residual)
     }
 
-    /// `conv(x) + b + shift`, with `shift` one number a channel.
-    pub fn forward_shifted(&self, x: Tensor<4>, shift: Tensor<1>) -> Tensor<4> {
+    /// `conv(x) + b + shift`, in one pass; `shift` is a number a channel, `[1 or batch, out]`.
+    pub fn forward_shifted(&self, x: Tensor<4>, shift: Tensor<2>) -> Tensor<4> {
         let bias = match &self.bias {
-            Some(bias) => bias.val() + shift,
+            Some(bias) => shift + bias.val().unsqueeze(),
             None => shift,
         };
+        let [rows, channels] = bias.dims();
+        let bias = bias.reshape([rows * channels]);
         self.run(x, self.shape, Some(bias), Activation::None, None)
     }
 

@@ -19,7 +19,13 @@ fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 fn finish<const D: usize>(y: Tensor<D>, epilogue: Epilogue<D>) -> Tensor<D> {
     let y = match epilogue.bias {
-        Some(bias) => y + bias.unsqueeze(),
+        Some(bias) => {
+            let channels = y.dims()[D - 1];
+            let mut shape = [1; D];
+            shape[0] = bias.dims()[0] / channels.max(1);
+            shape[D - 1] = channels;
+            y + bias.reshape(shape)
+        }
         None => y,
     };
     let y = activate(y, epilogue.activation);

@@ -138,6 +138,14 @@ fn conv2d() {
             residual: Some(random(y.dims(), 8)),
             ..plain
         };
+        let images = Epilogue {
+            bias: Some(random([2 * 10], 9)),
+            ..full.clone()
+        };
+        close(
+            fused::conv2d(x.clone(), w.clone(), shape, images.clone()),
+            reference::conv2d(x.clone(), w.clone(), shape, images),
+        );
         close(
             fused::conv2d(x.clone(), half(w.clone()), shape, full.clone()),
             reference::conv2d(x.clone(), half(w), shape, full),

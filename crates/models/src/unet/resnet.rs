@@ -113,17 +113,12 @@ impl ResnetBlock {
         }
     }
 
-    /// `conv1(h) + time`: a time embedding shared by the batch goes into the bias.
+    /// `conv1(h) + time`: the time embedding goes into the bias, of all images or of each.
     fn first_conv(&self, h: Tensor<4>, time: Option<&Tensor<2>>) -> Tensor<4> {
         let (Some(proj), Some(time)) = (&self.time_emb_proj, time) else {
             return self.conv1.forward(h);
         };
-        let time = proj.forward(time.clone());
-        let [rows, channels] = time.dims();
-        if rows > 1 {
-            return self.conv1.forward(h) + time.reshape([rows, 1, 1, channels]);
-        }
-        self.conv1.forward_shifted(h, time.reshape([channels]))
+        self.conv1.forward_shifted(h, proj.forward(time.clone()))
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Operands<const D: usize> {
 pub(super) struct Backward {
     /// The sum before the activation, when one follows.
     before: Option<FlexTensor>,
+    /// Length of the bias.
+    biases: usize,
     activation: Activation,
 }
 
@@ -74,13 +76,17 @@ impl<const D: usize> Operands<D> {
                 y = y + residual;
             }
         }
-        let activation = self.activation;
-        Some((y, Backward { before, activation }))
+        let backward = Backward {
+            before,
+            biases: whole.bias.map_or(0, |bias| bias.dims()[0]),
+            activation: self.activation,
+        };
+        Some((y, backward))
     }
 }
 
 impl Backward {
-    /// From the output's gradient; the bias has `channels`.
+    /// From the output's gradient, which has `channels`.
     pub fn gradients(
         self,
         dy: FlexTensor,
@@ -92,7 +98,7 @@ impl Backward {
             Some(before) => activation_gradient(before, dy, self.activation),
             None => dy,
         });
-        let bias = wants_bias.then(|| sum_rows(product.values(), channels));
+        let bias = wants_bias.then(|| sum_rows(product.values(), channels, self.biases));
         Gradients {
             product,
             bias,

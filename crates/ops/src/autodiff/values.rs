@@ -23,32 +23,43 @@ pub(super) fn wrap(values: Buffer, shape: &[usize]) -> FlexTensor {
     FlexTensor::new(values.into_bytes(), layout, DType::F32)
 }
 
-/// The sum of the rows of a `[rows, columns]` matrix: the gradient of a bias. Blocks of rows are summed
-/// in f32, their sums in f64, so that many rows lose no digits, and in order, whatever the threads.
-pub(super) fn sum_rows(x: &[f32], columns: usize) -> FlexTensor {
-    const ROWS: usize = 64;
-    let mut out = Buffer::zeroed(columns);
-    if columns > 0 {
-        let blocks: Vec<Vec<f32>> = x
-            .par_chunks(columns * ROWS)
-            .map(|rows| {
-                let mut block = vec![0f32; columns];
-                for row in rows.chunks_exact(columns) {
-                    block.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
-                }
-                block
-            })
-            .collect();
-        let mut total = vec![0f64; columns];
-        for block in blocks {
-            total
-                .iter_mut()
-                .zip(block)
-                .for_each(|(t, b)| *t += f64::from(b));
-        }
-        out.iter_mut().zip(total).for_each(|(o, t)| *o = t as f32);
+/// Sums of the rows of a `[rows, columns]` matrix, of as many equal parts of them as give `len` sums: the gradient of
+/// a bias, or of a bias an image.
+pub(super) fn sum_rows(x: &[f32], columns: usize, len: usize) -> FlexTensor {
+    let mut out = Buffer::zeroed(len);
+    let parts = len.checked_div(columns).unwrap_or(0);
+    let part = x.len().checked_div(parts).unwrap_or(0);
+    if part > 0 {
+        out.par_chunks_mut(columns)
+            .zip(x.par_chunks(part))
+            .for_each(|(out, x)| sum_part(x, out));
     }
-    wrap(out, &[columns])
+    wrap(out, &[len])
+}
+
+/// The sum of rows as long as `out`. Blocks of rows are summed in f32, their sums in f64, so that many rows lose no
+/// digits, and in order, whatever the threads.
+fn sum_part(x: &[f32], out: &mut [f32]) {
+    const ROWS: usize = 64;
+    let columns = out.len();
+    let blocks: Vec<Vec<f32>> = x
+        .par_chunks(columns * ROWS)
+        .map(|rows| {
+            let mut block = vec![0f32; columns];
+            for row in rows.chunks_exact(columns) {
+                block.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+            }
+            block
+        })
+        .collect();
+    let mut total = vec![0f64; columns];
+    for block in blocks {
+        total
+            .iter_mut()
+            .zip(block)
+            .for_each(|(t, b)| *t += f64::from(b));
+    }
+    out.iter_mut().zip(total).for_each(|(o, t)| *o = t as f32);
 }
 
 /// The product of two matrices, `[rows, inner]` and `[inner, columns]`.

@@ -70,6 +70,8 @@ struct ConvCase {
     shape: Conv2dShape,
     activation: Activation,
     residual: bool,
+    /// A bias an image.
+    image_biases: bool,
 }
 
 impl ConvCase {
@@ -82,7 +84,8 @@ impl ConvCase {
         } = self;
         let [b, h, w, c, o] = self.sizes;
         let [oh, ow] = shape.output(h, w, [k, k]);
-        let mut shapes = vec![vec![b, h, w, c], vec![o, c, k, k], vec![o]];
+        let biases = if self.image_biases { b * o } else { o };
+        let mut shapes = vec![vec![b, h, w, c], vec![o, c, k, k], vec![biases]];
         if self.residual {
             shapes.push(vec![b, oh, ow, o]);
         }
@@ -343,6 +346,7 @@ pub fn small() -> Vec<Case> {
         shape,
         activation: None,
         residual: false,
+        image_biases: false,
     };
     let same = Conv2dShape::same(3);
     let strided = Conv2dShape { stride: 2, ..same };
@@ -370,6 +374,18 @@ pub fn small() -> Vec<Case> {
             activation: Silu,
             residual: true,
             ..conv("conv_silu", 3, same)
+        }
+        .case(),
+        ConvCase {
+            image_biases: true,
+            ..conv("conv_images", 3, same)
+        }
+        .case(),
+        ConvCase {
+            activation: Silu,
+            residual: true,
+            image_biases: true,
+            ..conv("conv_images_silu", 3, same)
         }
         .case(),
         attention("attention", [2, 5, 7, 2, 3], false, false),
@@ -404,6 +420,7 @@ pub fn large() -> Vec<Case> {
             shape,
             activation: Activation::None,
             residual: false,
+            image_biases: false,
         }
         .case()
     };
@@ -428,6 +445,16 @@ pub fn large() -> Vec<Case> {
         ),
         conv("conv 2x17x13x37->41", [2, 17, 13, 37, 41], 3, same),
         conv("conv 1x16x16x64->64", [1, 16, 16, 64, 64], 3, same),
+        ConvCase {
+            name: "conv 3x16x18x64->48 images",
+            sizes: [3, 16, 18, 64, 48],
+            kernel: 3,
+            shape: same,
+            activation: Activation::Silu,
+            residual: true,
+            image_biases: true,
+        }
+        .case(),
         conv("conv 2x15x16x33->36 s2", [2, 15, 16, 33, 36], 3, strided),
         conv("conv 2x9x7x34->35 up", [2, 9, 7, 34, 35], 3, upsampled),
         conv(

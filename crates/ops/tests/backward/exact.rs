@@ -49,7 +49,8 @@ pub fn conv2d(x: &[f64], weight: &[f64], bias: &[f64], conv: Conv) -> Vec<f64> {
     let mut y = vec![0.0; b * oh * ow * o];
     for (at, y) in y.iter_mut().enumerate() {
         let (image, row, column) = (at / o / ow / oh, at / o / ow % oh, at / o % ow);
-        *y = bias[at % o];
+        // One for all images, or one for each.
+        *y = bias[(image * o + at % o) % bias.len()];
         for (r, s) in (0..k).flat_map(|r| (0..k).map(move |s| (r, s))) {
             let i = (row * conv.shape.stride + r).wrapping_sub(top);
             let j = (column * conv.shape.stride + s).wrapping_sub(left);
