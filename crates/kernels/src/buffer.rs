@@ -381,12 +381,17 @@ mod tests {
 
     #[test]
     fn threads_have_buffers_of_their_own() {
-        let (threads, turns) = if cfg!(miri) { (2, 3) } else { (4, 20) };
+        // Miri has no pool, and is slow.
+        let (threads, turns, len) = if cfg!(miri) {
+            (2, 3, 200)
+        } else {
+            (4, 20, 20_000)
+        };
         std::thread::scope(|scope| {
             for t in 0..threads {
                 scope.spawn(move || {
                     for i in 0..turns {
-                        let mut b = Buffer::new(20_000 + 7_000 * (i % 3));
+                        let mut b = Buffer::new(len + len / 3 * (i % 3));
                         let value = (t * 100 + i) as f32;
                         b.fill(value);
                         std::thread::yield_now();
