@@ -208,12 +208,13 @@ fn long_and_wide_shapes_agree_with_the_reference() {
 /// Scores far apart, as a sharp softmax has them.
 #[test]
 fn large_scores_do_not_overflow() {
+    let (queries, keys) = if cfg!(miri) { (3, 140) } else { (40, 300) };
     for scale in [30.0, -30.0] {
         Case {
             batch: 1,
             heads: 1,
-            queries: 40,
-            keys: 300,
+            queries,
+            keys,
             head_dim: 16,
             fused: false,
             causal: false,
