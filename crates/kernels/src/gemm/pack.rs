@@ -188,12 +188,11 @@ impl Weights<'_> {
             for chunk0 in (0..len).step_by(WIDE) {
                 let chunk = WIDE.min(len - chunk0);
                 let last = row(present.max(1) - 1) + chunk0;
-                let (mut square, mut stride) = (wide.as_ptr(), WIDE_STRIDE);
                 // What needs no widening is turned where it lies, if all rows are there.
                 let plain = present == S::LANES && chunk.is_multiple_of(S::LANES);
-                if let (true, RhsData::F32(d)) = (plain, self.data) {
+                let (square, stride) = if let (true, RhsData::F32(d)) = (plain, self.data) {
                     let first = &d[row(0) + chunk0..last + chunk];
-                    (square, stride) = (first.as_ptr(), self.row_stride);
+                    (first.as_ptr(), self.row_stride)
                 } else {
                     for (lane, wide) in wide.chunks_exact_mut(WIDE_STRIDE).enumerate() {
                         if lane < present {
@@ -202,7 +201,9 @@ impl Weights<'_> {
                             wide[..chunk].fill(0.0);
                         }
                     }
-                }
+                    // Taken after the writes, which end an earlier pointer's right to read.
+                    (wide.as_ptr(), WIDE_STRIDE)
+                };
                 for f0 in (0..chunk).step_by(S::LANES) {
                     for lane in 0..present {
                         // Where these rows go on after this chunk.
