@@ -133,19 +133,18 @@ fn a_run_does_not_go_on_with_other_pictures() {
         ..options(dir.path().join("out"))
     };
     quiet(&config, &first).expect("run");
-    let folder = std::fs::read_dir(&data).expect("data").flatten();
-    let folder = folder.map(|e| e.path()).find(|p| p.is_dir());
-    let folder = folder.expect("a class");
-    let one = std::fs::read_dir(&folder).expect("pictures").flatten();
-    let one = one.map(|e| e.path()).max().expect("a picture");
-    std::fs::copy(&one, folder.join("another.png")).expect("copied");
+    // Two, since one of them is held out.
+    let another = data.join("stroke/another.png");
+    std::fs::copy(data.join("stroke/1.png"), &another).expect("copied");
+    std::fs::copy(&another, data.join("stroke/yet_another.png")).expect("copied");
     let resume = RunOptions {
         resume: true,
         ..options(dir.path().join("out"))
     };
     let said = quiet(&config, &resume).expect_err("refused").to_string();
     assert!(said.contains("the list of pictures"), "{said}");
-    std::fs::remove_file(folder.join("another.png")).expect("removed");
+    std::fs::remove_file(another).expect("removed");
+    std::fs::remove_file(data.join("stroke/yet_another.png")).expect("removed");
     quiet(&config, &resume).expect("as it was");
 }
 
