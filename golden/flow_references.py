@@ -44,8 +44,10 @@ EXTRAS = {
     "sd35_medium": SHORT + [("euler", "normal", "FlowMatchEulerDiscreteScheduler", {}, 8, 4.5,
                              {"skip_guidance_layers": [1], "skip_layer_guidance_scale": 2.8,
                               "skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.4})],
-    "sd35_large": SHORT,
-    "flux_dev": FLUX_RUNS,
+    "sd35_large": SHORT + [("euler", "normal", "FlowMatchEulerDiscreteScheduler", {}, 5, 4.5, {"max_sequence_length": 77})],
+    "flux_dev": FLUX_RUNS + [
+        ("euler", "normal", "FlowMatchEulerDiscreteScheduler", {}, 4, 3.5, {"true_cfg_scale": 2.5}),
+        ("euler", "normal", "FlowMatchEulerDiscreteScheduler", {}, 4, 3.5, {"max_sequence_length": 128})],
     "flux_schnell": FLUX_RUNS[:1],
 }
 SIZE = (64, 96)  # width, height
@@ -56,7 +58,7 @@ def name_of(sampler, schedule, options, guidance, more, seed):
     words += [f"{k}{v}" for k, v in options.items()
               if k in ("use_dynamic_shifting", "shift_terminal", "time_shift_type")]
     words += ["no_t5"] if "drop" in more else []
-    words += [k for k in more if k in ("clip_skip", "skip_guidance_layers")]
+    words += [k for k in more if k in ("clip_skip", "skip_guidance_layers", "true_cfg_scale", "max_sequence_length")]
     return f"pipe/{'_'.join(words)}/g{guidance}/seed{seed}"
 
 
@@ -77,7 +79,7 @@ def run(pipe, case, dtype):
         steps.append(pipe._unpack_latents(now, height, width, 8) if flux else now)
         return values
 
-    if not flux:
+    if not flux or "true_cfg_scale" in case["more"]:
         options["negative_prompt"] = case["negative"]
         options.update(case["more"])
     # These pipelines do not hand their generator to the scheduler, which draws from the global one.
@@ -107,8 +109,8 @@ def make_runs(family, load):
         seed = 4711 + 17 * number
         case = dict(prompt=PROMPTS[number % 4], negative=NEGATIVE if guidance > 1 and number % 2 == 0 else None, seed=seed,
                     steps=steps, guidance=guidance, width=SIZE[0], height=SIZE[1],
-                    tokens=512 if family.startswith("flux") else 256,
-                    more={k: v for k, v in more.items() if k != "drop"})
+                    tokens=more.get("max_sequence_length", 512 if family.startswith("flux") else 256),
+                    more={k: v for k, v in more.items() if k not in ("drop", "max_sequence_length")})
         pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
         twin = double(pipe)
         noise, latents, image = run(pipe, case, torch.float32)
@@ -127,7 +129,8 @@ def make_runs(family, load):
             steps=steps, recorded=len(latents), guidance=guidance, eta=0.0, seed=seed, prompt=case["prompt"],
             negative=case["negative"], width=case["width"], height=case["height"], guidance_rescale=0.0,
             clip_skip=more.get("clip_skip", 0) + 1, rounding=rounding, drop=list(more.get("drop", [])),
-            skip_layers=more.get("skip_guidance_layers", [])))
+            skip_layers=more.get("skip_guidance_layers", []), t5_tokens=more.get("max_sequence_length"),
+            true_guidance=more.get("true_cfg_scale")))
         print(f"  {name}: f32 against f64 {rounding:.1e}, pixels {numpy.abs(image.astype(int) - image64.astype(int)).max()}; "
               f"|latent| {latents[-1].abs().mean():.2f}, picture std {image.std():.0f}", flush=True)
     return tensors, dict(versions=dict(diffusers=diffusers.__version__, torch=torch.__version__), cases=manifest)

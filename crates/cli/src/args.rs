@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aquatint_engine::{MAX_BATCH, MAX_STEPS, SIDES};
+use aquatint_engine::{MAX_BATCH, MAX_STEPS, SIDES, T5_TOKENS};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 /// Turns noise into images with diffusion models, on your own machine.
@@ -121,7 +121,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A diffusers folder, a .safetensors file, or a name under the model directory
+    /// A diffusers folder, a .safetensors or .gguf file, or a name in the model directory
     /// [default: the model inside the program].
     #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub path: Option<PathBuf>,
@@ -235,6 +235,11 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
     pub guidance_interval: Option<(f64, f64)>,
 
+    /// Guidance by the negative prompt of models that are told their guidance scale, or none (FLUX);
+    /// above 1 each step takes twice as long [default: off].
+    #[arg(long, value_name = "F", allow_hyphen_values = true, value_parser = number(100))]
+    pub true_guidance: Option<f64>,
+
     /// Layers of the transformer to leave out for skip-layer guidance, such as 7,8,9 [default: none].
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub skip_layers: Vec<usize>,
@@ -255,6 +260,10 @@ pub struct SamplingArgs {
     /// Layer of the text encoder counted from the end: 1 is the last, 2 the one before it.
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(12))]
     pub clip_skip: Option<u32>,
+
+    /// Tokens of the prompt that T5 reads, at most 512 [default: the model's, 256 or 512].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count(*T5_TOKENS.end()))]
+    pub t5_tokens: Option<u32>,
 
     /// How the prompt is read.
     #[arg(long, value_name = "KIND")]
@@ -349,7 +358,7 @@ pub struct BenchOpsArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchModelArgs {
-    /// A diffusers folder, a .safetensors file, or a name under the model directory
+    /// A diffusers folder, a .safetensors or .gguf file, or a name in the model directory
     /// [default: the model inside the program].
     #[arg(short = 'm', long = "model", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub path: Option<PathBuf>,

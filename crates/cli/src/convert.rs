@@ -1,6 +1,6 @@
 //! `aquatint convert`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquatint_engine::EngineError;
 use aquatint_engine::models::ModelError;
+use aquatint_engine::models::exchange::{self, Renaming, T5Metadata};
 use aquatint_engine::models::families::{gguf_architecture, is_delicate};
 use aquatint_engine::weights::gguf::{Metadata, Value};
 use aquatint_engine::weights::rewrite::{Container, Fate, Plan, Progress, Rules, Why};
 use aquatint_engine::weights::{BlockFormat, DType, Error, WeightSet};
-use clap::{Args, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
 use serde_json::json;
@@ -47,9 +48,11 @@ const TYPES: &[(&str, DType)] = &[
 #[command(after_help = "Examples:\n  \
     aquatint convert flux1-dev.safetensors flux1-dev-q4_k.gguf --to q4_k\n  \
     aquatint convert model.ckpt model.safetensors --to f16\n  \
-    aquatint convert t5 t5-q8_0.gguf --to q8_0 --tensors 'wo\\.weight=f16'\n\n\
+    aquatint convert sd3.5/transformer sd3.5-q8_0.gguf --to q8_0\n  \
+    aquatint convert sd3.5/text_encoder_3 t5-q8_0.gguf --to q8_0 --tensors ffn_down=f16\n\n\
     GGUF files are read by stable-diffusion.cpp and ComfyUI-GGUF too. In them vectors,\n\
-    convolutions and the first and last layers are kept in 16 or 32 bits.\n")]
+    convolutions and the first and last layers are kept in 16 or 32 bits, and tensors have\n\
+    the names of the original layout.\n")]
 pub struct ConvertArgs {
     /// A weight file (safetensors, GGUF, .ckpt), or the folder of one component of a model.
     #[arg(value_name = "IN", value_hint = ValueHint::AnyPath)]
@@ -63,13 +66,33 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "TYPE", value_parser = types())]
     pub to: String,
 
-    /// Another type for the tensors whose names the pattern is found in; the first that is found counts.
+    /// Names of the tensors in OUT [default: original for GGUF, else keep].
+    #[arg(long, value_name = "KIND")]
+    pub layout: Option<LayoutArg>,
+
+    /// T5's tokenizer.json or spiece.model, or their folder, to put into a GGUF file of T5
+    /// [default: the one beside IN].
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Another type for the tensors whose names in OUT the pattern is found in; the first that is found counts.
     #[arg(long, value_name = "REGEX=TYPE", value_parser = pattern)]
     pub tensors: Vec<(Regex, DType)>,
 
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Whose names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// Those of IN.
+    Keep,
+    /// The model's makers', as single files have them; in GGUF llama.cpp's of T5.
+    Original,
+    /// diffusers' and transformers', of one component.
+    Diffusers,
 }
 
 fn types() -> clap::builder::PossibleValuesParser {
@@ -111,6 +134,8 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
             "give another file to write",
         ));
     }
+    let names = Names::new(args, container, &set)?;
+    let set = set.filtered(|name| !names.renaming.left_out.iter().any(|left| left == name));
     let chosen = |name: &str| {
         let row = args.tensors.iter().find(|(regex, _)| regex.is_match(name));
         row.map(|row| row.1)
@@ -121,12 +146,14 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
         chosen: &chosen,
         delicate: &is_delicate,
     };
-    let plan = Plan::new(&set, &rules).map_err(failed)?;
+    let plan = Plan::remapped(&set, &names.renaming.rows, &rules).map_err(failed)?;
+    let written = plan.tensors().iter().map(|fate| fate.name.as_str());
+    let written: BTreeSet<&str> = written.collect();
     let architecture = match container {
-        Container::Gguf => gguf_architecture(&|name| set.contains(name)),
+        Container::Gguf => gguf_architecture(&|name| written.contains(name)),
         Container::Safetensors => None,
     };
-    let metadata = metadata(architecture, default);
+    let metadata = metadata(architecture, default, names.t5.as_ref());
     let mut bar = Bar::new(args.json);
     let stop = stop_flag()?;
     let observe = &mut |progress: Progress| {
@@ -141,7 +168,47 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
     if !whole.map_err(failed)? {
         return Err(Failure::interrupted("interrupted", "nothing was written"));
     }
-    report(args, &plan, architecture)
+    report(args, &plan, architecture, &names)
+}
+
+/// What tensors are called in the new file, and what it tells of T5.
+struct Names {
+    renaming: Renaming,
+    t5: Option<T5Metadata>,
+    /// Whether the source's own metadata hold a tokenizer.
+    has_tokenizer: bool,
+}
+
+impl Names {
+    fn new(args: &ConvertArgs, container: Container, set: &WeightSet) -> Result<Self, Failure> {
+        let gguf = container == Container::Gguf;
+        let layout = args.layout.unwrap_or(match gguf {
+            true => LayoutArg::Original,
+            false => LayoutArg::Keep,
+        });
+        let renaming = match layout {
+            LayoutArg::Keep => Ok(Renaming::default()),
+            LayoutArg::Original => exchange::original_names(set, gguf),
+            LayoutArg::Diffusers => exchange::diffusers_names(set),
+        };
+        let wrong = |error| Failure::from(EngineError::from(error));
+        let tokenizer = args.tokenizer.as_deref();
+        let t5 = match gguf {
+            true => exchange::t5_metadata(set, &args.input, tokenizer).map_err(wrong)?,
+            false => None,
+        };
+        if tokenizer.is_some() && t5.is_none() {
+            return Err(Failure::usage(
+                "--tokenizer is for GGUF files of T5, and this would be none",
+                "leave --tokenizer out",
+            ));
+        }
+        Ok(Names {
+            renaming: renaming.map_err(wrong)?,
+            t5,
+            has_tokenizer: set.gguf_value("tokenizer.ggml.tokens").is_some(),
+        })
+    }
 }
 
 fn failed(error: Error) -> Failure {
@@ -203,7 +270,7 @@ fn same_file(input: &Path, output: &Path, set: &WeightSet) -> bool {
 }
 
 /// What GGUF files say of themselves.
-fn metadata(architecture: Option<&str>, default: DType) -> Metadata {
+fn metadata(architecture: Option<&str>, default: DType, t5: Option<&T5Metadata>) -> Metadata {
     let mut metadata = Metadata::default();
     if let Some(architecture) = architecture {
         metadata.insert("general.architecture", Value::String(architecture.into()));
@@ -211,6 +278,9 @@ fn metadata(architecture: Option<&str>, default: DType) -> Metadata {
     metadata.insert("general.quantization_version", Value::U32(2));
     if let Some(kind) = file_type(default) {
         metadata.insert("general.file_type", Value::U32(kind));
+    }
+    for (key, value) in t5.into_iter().flat_map(|t5| &t5.values) {
+        metadata.insert(key.as_str(), value.clone());
     }
     metadata
 }
@@ -277,23 +347,29 @@ impl Bar {
     }
 }
 
-fn report(args: &ConvertArgs, plan: &Plan, architecture: Option<&str>) -> Result<(), Failure> {
-    let mut kinds: BTreeMap<DType, (usize, u64)> = BTreeMap::new();
-    let mut others: BTreeMap<(Why, DType), Vec<&Fate>> = BTreeMap::new();
-    for fate in plan.tensors() {
-        let row = kinds.entry(fate.to).or_default();
-        *row = (row.0 + 1, row.1 + fate.bytes());
-        if let Some(why) = fate.why {
-            others.entry((why, fate.to)).or_default().push(fate);
-        }
-    }
+fn report(
+    args: &ConvertArgs,
+    plan: &Plan,
+    architecture: Option<&str>,
+    names: &Names,
+) -> Result<(), Failure> {
+    let left_out: Vec<&String> = names
+        .renaming
+        .left_out
+        .iter()
+        .chain(plan.left_out())
+        .collect();
+    let tokenizer = names.t5.as_ref().and_then(|t5| t5.tokenizer.as_ref());
     if args.json {
         let tensors = plan.tensors().iter().map(|fate| {
-            json!({"name": fate.name, "shape": fate.shape, "from": fate.from, "to": fate.to, "why": fate.why})
+            json!({
+                "name": fate.name, "sources": fate.sources().collect::<Vec<_>>(), "shape": fate.shape,
+                "from": fate.from, "to": fate.to, "why": fate.why,
+            })
         });
         return crate::print_json(&json!({
             "path": args.output, "bytes": plan.bytes(), "architecture": architecture,
-            "tensors": tensors.collect::<Vec<_>>(), "left_out": plan.left_out(),
+            "tokenizer": tokenizer, "tensors": tensors.collect::<Vec<_>>(), "left_out": left_out,
         }));
     }
     // Writing to a string cannot fail.
@@ -306,6 +382,43 @@ fn report(args: &ConvertArgs, plan: &Plan, architecture: Option<&str>) -> Result
         let _ = write!(text, ", architecture {architecture}");
     }
     text.push('\n');
+    let renamed = |fate: &&Fate| !fate.sources().eq([fate.name.as_str()]);
+    let renamed = plan.tensors().iter().filter(renamed).count();
+    if renamed > 0 {
+        let _ = writeln!(text, "tensors with new names: {renamed}");
+    }
+    list_types(plan, &mut text);
+    if !left_out.is_empty() {
+        let names: Vec<&str> = left_out.iter().map(|name| name.as_str()).collect();
+        let _ = writeln!(text, "left out: {}", names.join(", "));
+    }
+    match (tokenizer, &names.t5) {
+        (Some(file), _) => {
+            let _ = writeln!(text, "with the tokenizer {}", file.display());
+        }
+        (None, Some(_)) if !names.has_tokenizer => text.push_str(
+            "without a tokenizer, which was found nowhere beside the weights; --tokenizer PATH gives it\n",
+        ),
+        _ => {}
+    }
+    let gguf = args.output.extension();
+    if gguf.is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && architecture.is_none() {
+        text.push_str("of no architecture that ComfyUI-GGUF knows\n");
+    }
+    crate::print(&text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"))
+}
+
+/// Lists the types, and what got another than was asked for.
+fn list_types(plan: &Plan, text: &mut String) {
+    let mut kinds: BTreeMap<DType, (usize, u64)> = BTreeMap::new();
+    let mut others: BTreeMap<(Why, DType), Vec<&Fate>> = BTreeMap::new();
+    for fate in plan.tensors() {
+        let row = kinds.entry(fate.to).or_default();
+        *row = (row.0 + 1, row.1 + fate.bytes());
+        if let Some(why) = fate.why {
+            others.entry((why, fate.to)).or_default().push(fate);
+        }
+    }
     for (dtype, (count, size)) in &kinds {
         let _ = writeln!(text, "  {dtype:<8} {count:>5} tensors, {}", bytes(*size));
     }
@@ -323,20 +436,4 @@ fn report(args: &ConvertArgs, plan: &Plan, architecture: Option<&str>) -> Result
         }
         text.push('\n');
     }
-    if !plan.left_out().is_empty() {
-        let _ = writeln!(
-            text,
-            "left out, of types that the format lacks: {}",
-            plan.left_out().join(", ")
-        );
-    }
-    if args
-        .output
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        && architecture.is_none()
-    {
-        text.push_str("of no architecture that ComfyUI-GGUF knows\n");
-    }
-    crate::print(&text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"))
 }

@@ -317,6 +317,7 @@ fn summary(
         put("prediction", json!(model.prediction()));
         put("vae", json!(open.vae));
         put("text_encoder", json!(open.text_encoders));
+        put("t5", json!(open.t5));
         put("tokenizer", json!(open.tokenizers));
         put("config", json!(open.config));
         put("variant", json!(open.variant));

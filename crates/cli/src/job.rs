@@ -88,6 +88,8 @@ pub fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
             .unwrap_or_else(|| "euler".into()),
         batch: args.picture.batch.unwrap_or(1),
         clip_skip: args.sampling.clip_skip,
+        t5_tokens: args.sampling.t5_tokens,
+        true_guidance: args.sampling.true_guidance,
         eta: args.sampling.eta,
         skip_layers: skip_layers(&args.sampling),
         ..Request::default()
@@ -135,6 +137,7 @@ pub fn new(
         guidance: sampling.guidance.unwrap_or(base.guidance),
         guidance_rescale: sampling.guidance_rescale.unwrap_or(base.guidance_rescale),
         guidance_interval: sampling.guidance_interval.or(base.guidance_interval),
+        true_guidance: sampling.true_guidance.or(base.true_guidance),
         skip_layers: skip_layers(sampling).or(base.skip_layers),
         sampler: own_name(sampling.sampler.clone().unwrap_or(base.sampler), |n| {
             aquatint_engine::find_sampler(n).map(|s| s.name)
@@ -152,6 +155,7 @@ pub fn new(
         }),
         batch: picture.batch.unwrap_or(base.batch),
         clip_skip: sampling.clip_skip.or(base.clip_skip),
+        t5_tokens: sampling.t5_tokens.or(base.t5_tokens),
         eta: sampling.eta.or(base.eta.filter(|_| has_eta)),
         class: match &args.picture.class {
             Some(text) => Some(class(text, model)?),

@@ -32,6 +32,7 @@ pub fn locate(model: Option<&Path>) -> Result<Location, Failure> {
         let candidates = [
             folder.join(model),
             folder.join(format!("{}.safetensors", model.display())),
+            folder.join(format!("{}.gguf", model.display())),
         ];
         if let Some(found) = candidates.into_iter().find(|p| p.exists()) {
             return Ok(Location::Path(found));
@@ -50,7 +51,7 @@ pub fn locate(model: Option<&Path>) -> Result<Location, Failure> {
     let hint = match nearest(&name, folder.as_deref()) {
         Some(near) => format!("did you mean {near}? `aquatint models` lists what is there"),
         None => {
-            "give a diffusers folder, a .safetensors file, or a name that `aquatint models` lists"
+            "give a diffusers folder, a .safetensors or .gguf file, or a name that `aquatint models` lists"
                 .to_owned()
         }
     };

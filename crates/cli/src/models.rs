@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use aquatint_engine::Model;
-use aquatint_engine::models::{Location, OpenOptions, find_models};
-use aquatint_engine::weights::Inspection;
+use aquatint_engine::models::{Location, ModelError, OpenOptions, find_models, recognise};
+use aquatint_engine::weights::{Inspection, WeightSet};
 use serde_json::{Value, json};
 
 use crate::args::ModelsArgs;
@@ -77,6 +77,16 @@ fn row(name: String, path: Option<PathBuf>, location: &Location) -> Value {
             })
         }
         Err(error) => {
+            if let Some(part) = path.as_deref().and_then(|path| part(path, &error)) {
+                return json!({
+                    "name": name,
+                    "path": path,
+                    "part": part.0,
+                    "storage": part.1.storage,
+                    "parameters": part.1.parameters,
+                    "bytes": part.1.bytes,
+                });
+            }
             let error = error.to_string();
             // The row begins with the name already.
             let own = path.as_ref().map(|p| format!("{}: ", p.display()));
@@ -86,19 +96,45 @@ fn row(name: String, path: Option<PathBuf>, location: &Location) -> Value {
     }
 }
 
+/// What a file holds that is a part of a model, such as a transformer alone.
+fn part(path: &Path, error: &ModelError) -> Option<(&'static str, Sizes)> {
+    let whole = !matches!(
+        error,
+        ModelError::Apart { .. } | ModelError::NotAModel { .. }
+    );
+    if whole || !path.is_file() {
+        return None;
+    }
+    let set = WeightSet::open(path).ok()?;
+    let part = recognise(&set)?;
+    let mut sizes = Sizes::default();
+    sizes.add(&set.inspect());
+    Some((part, sizes))
+}
+
+#[derive(Default)]
 struct Sizes {
     storage: Vec<String>,
     parameters: u64,
     bytes: u64,
 }
 
+impl Sizes {
+    fn add(&mut self, inspection: &Inspection) {
+        self.parameters += inspection.parameters;
+        self.bytes += inspection.bytes;
+        for row in &inspection.dtypes {
+            let name = row.dtype.to_string();
+            if !self.storage.contains(&name) {
+                self.storage.push(name);
+            }
+        }
+    }
+}
+
 fn sizes(model: &Model) -> Sizes {
     let mut seen: Vec<PathBuf> = Vec::new();
-    let mut sizes = Sizes {
-        storage: Vec::new(),
-        parameters: 0,
-        bytes: 0,
-    };
+    let mut sizes = Sizes::default();
     for (_, source) in model.sources() {
         let inspection: Inspection = source.weights().inspect();
         // The parts of a single file share it.
@@ -106,16 +142,21 @@ fn sizes(model: &Model) -> Sizes {
             continue;
         }
         seen.push(inspection.path.clone());
-        sizes.parameters += inspection.parameters;
-        sizes.bytes += inspection.bytes;
-        for row in &inspection.dtypes {
-            let name = row.dtype.to_string();
-            if !sizes.storage.contains(&name) {
-                sizes.storage.push(name);
-            }
-        }
+        sizes.add(&inspection);
     }
     sizes
+}
+
+/// Types, parameters and bytes of a row.
+fn stored(row: &Value) -> String {
+    let storage = row["storage"].as_array().into_iter().flatten();
+    let storage: Vec<&str> = storage.filter_map(Value::as_str).collect();
+    format!(
+        "{}, {:.1} M parameters, {}",
+        storage.join(" "),
+        row["parameters"].as_f64().unwrap_or(0.0) / 1e6,
+        bytes(row["bytes"].as_u64().unwrap_or(0)),
+    )
 }
 
 fn print_table(rows: &[Value], folder: Option<&Path>) -> Result<(), Failure> {
@@ -129,23 +170,20 @@ fn print_table(rows: &[Value], folder: Option<&Path>) -> Result<(), Failure> {
     for row in rows {
         let name = text_of(row, "name");
         // Writing to a string cannot fail.
-        let _ = match row["error"].as_str() {
-            Some(error) => writeln!(text, "{name:width$}  not usable: {error}"),
-            None => {
-                let storage: Vec<&str> = row["storage"]
-                    .as_array()
-                    .map(|a| a.iter().filter_map(Value::as_str).collect())
-                    .unwrap_or_default();
-                writeln!(
-                    text,
-                    "{name:width$}  {}, {}, {}, {:.1} M parameters, {}",
-                    text_of(row, "title"),
-                    row["prediction"].as_str().unwrap_or_default(),
-                    storage.join(" "),
-                    row["parameters"].as_f64().unwrap_or(0.0) / 1e6,
-                    bytes(row["bytes"].as_u64().unwrap_or(0)),
-                )
-            }
+        let _ = match (row["error"].as_str(), row["part"].as_str()) {
+            (Some(error), _) => writeln!(text, "{name:width$}  not usable: {error}"),
+            (_, Some(part)) => writeln!(
+                text,
+                "{name:width$}  {part}, {}; a part of a model",
+                stored(row)
+            ),
+            _ => writeln!(
+                text,
+                "{name:width$}  {}, {}, {}",
+                text_of(row, "title"),
+                text_of(row, "prediction"),
+                stored(row)
+            ),
         };
     }
     match folder {

@@ -63,13 +63,60 @@ fn a_folder_s_models_are_listed_with_what_they_are() {
     assert_eq!(sd2["prediction"], "v_prediction");
 }
 
+/// GGUF files too, and parts of models under what they are.
+#[test]
+fn parts_of_models_are_told_as_such() {
+    let place = Place::new();
+    let models = place.join("m");
+    std::fs::create_dir(&models).expect("a folder");
+    let whole = single_file("sd1", place.path()).expect("a golden");
+    for (source, name) in [
+        (whole, "sd1.gguf"),
+        (golden("flow/sd35_medium/transformer"), "sd35.gguf"),
+        (golden("flow/flux_dev/transformer"), "flux.gguf"),
+        (golden("flow/parts/text_encoder_3"), "t5.gguf"),
+        (golden("flow/parts/vae"), "vae.safetensors"),
+    ] {
+        let out = models.join(name);
+        place.ok(["convert", arg(&source), arg(&out), "--to", "f16"]);
+    }
+    let listing = place.ok(["models", arg(&models)]);
+    for (name, what) in [
+        ("sd1.gguf ", "Stable Diffusion 1.x, epsilon, F32 F16 "),
+        ("sd35.gguf ", "a Stable Diffusion 3 transformer, F32 F16, "),
+        ("flux.gguf ", "a FLUX transformer, F32 F16, "),
+        ("t5.gguf ", "a T5 text encoder, F32 F16, "),
+        ("vae.safetensors ", "an autoencoder, F16, "),
+    ] {
+        let line = listing.lines().find(|l| l.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in\n{listing}"));
+        assert!(line.contains(what), "{line}");
+        assert_eq!(
+            line.ends_with("a part of a model"),
+            name != "sd1.gguf ",
+            "{line}"
+        );
+    }
+    let json = place.json(["models", arg(&models)]);
+    let rows = json["models"].as_array().expect("a list");
+    assert_eq!(rows.len(), 5);
+    let flux = rows
+        .iter()
+        .find(|r| r["name"] == "flux.gguf")
+        .expect("a row");
+    assert_eq!(flux["part"], "a FLUX transformer");
+    assert!(flux["parameters"].as_u64().expect("a number") > 100_000);
+}
+
 #[test]
 fn what_is_listed_can_be_named() {
     let place = Place::new();
     let models = place.join("m");
     std::fs::create_dir_all(models.join("deep")).expect("a folder");
     folder("sd1", &models.join("deep")).expect("a golden");
-    single_file("sd1", &models).expect("a golden");
+    let single = single_file("sd1", &models).expect("a golden");
+    let gguf = models.join("small.gguf");
+    place.ok(["convert", arg(&single), arg(&gguf), "--to", "q8_0"]);
     let listing = place
         .command()
         .arg("models")
@@ -79,9 +126,9 @@ fn what_is_listed_can_be_named() {
     let json: serde_json::Value =
         serde_json::from_slice(&listing.expect("the binary starts").stdout).expect("JSON");
     let rows = json["models"].as_array().expect("a list");
-    assert_eq!(rows.len(), 3);
+    assert_eq!(rows.len(), 4);
     let names = rows.iter().filter_map(|r| r["name"].as_str());
-    for (i, name) in names.chain(["sd1"]).enumerate() {
+    for (i, name) in names.chain(["sd1", "small"]).enumerate() {
         let output = format!("{i}.png");
         let run = place
             .command()

@@ -30,7 +30,9 @@ pub use pipeline::{Run, RunOptions, StageSeconds, generate};
 pub use pixels::{estimate_pixels, generate_pixels};
 pub use plan::{Estimate, estimate};
 pub use preview::PreviewMaker;
-pub use request::{MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, SkipLayers, Tiling};
+pub use request::{
+    MAX_BATCH, MAX_STEPS, PromptSyntax, Request, SIDES, SkipLayers, T5_TOKENS, Tiling,
+};
 pub use schedule::{find_rng, find_sampler, find_schedule, layout};
 
 /// Compiles the README's example.

@@ -147,6 +147,12 @@ impl Parameters {
         if let Some((low, high)) = r.guidance_interval {
             pairs.push(("CFG interval", format!("{low} to {high}")));
         }
+        if let Some(scale) = r.true_guidance {
+            pairs.push(("True CFG scale", scale.to_string()));
+        }
+        if let Some(tokens) = r.t5_tokens {
+            pairs.push(("T5 tokens", tokens.to_string()));
+        }
         if let Some(skip) = &r.skip_layers {
             let layers: Vec<String> = skip.layers.iter().map(ToString::to_string).collect();
             let (scale, start, stop) = (skip.scale, skip.start, skip.stop);
@@ -244,6 +250,7 @@ impl Parameters {
             guidance: number(get("CFG scale").ok_or("found no CFG scale")?, "CFG scale")?,
             guidance_rescale: number(get("CFG rescale phi").unwrap_or("0"), "rescale")?,
             guidance_interval: interval(get("CFG interval"))?,
+            true_guidance: optional(get("True CFG scale"), "true CFG scale")?,
             skip_layers: skip_layers(get("Skip layers"))?,
             sampler: unlabel(LABELS, sampler),
             schedule: schedule.map(|s| unlabel(SCHEDULE_LABELS, s)),
@@ -251,6 +258,7 @@ impl Parameters {
             rng: rng_name(get("RNG").unwrap_or("CPU")),
             batch,
             clip_skip: optional(get("Clip skip"), "clip skip")?,
+            t5_tokens: optional(get("T5 tokens"), "T5 tokens")?,
             eta: optional(get("Eta"), "eta")?,
             class: optional(get("Class"), "class")?,
             vae_tiling: match get("VAE tiling") {
@@ -416,6 +424,7 @@ mod tests {
                 guidance: 7.5,
                 guidance_rescale: 0.7,
                 guidance_interval: Some((0.5, 10.0)),
+                true_guidance: Some(2.5),
                 skip_layers: Some(SkipLayers::new(vec![7, 8, 9])),
                 sampler: "dpmpp_2m".into(),
                 schedule: Some("karras".into()),
@@ -423,6 +432,7 @@ mod tests {
                 rng: "philox".into(),
                 batch: 4,
                 clip_skip: Some(2),
+                t5_tokens: Some(77),
                 eta: Some(0.25),
                 vae_tiling: Tiling::On,
                 prompt_syntax: PromptSyntax::Plain,

@@ -72,11 +72,11 @@ pub fn generate(
     observer: &mut Observer<'_>,
 ) -> Result<Run, EngineError> {
     request.check()?;
-    crate::plan::check_skip_layers(model, request)?;
+    crate::plan::check_of_family(model, request)?;
     let plan = layout(model, request)?;
     let mut stages = Stages::new(observer);
 
-    let conditioner = stages.run(Stage::Load, || text::load(model, device))?;
+    let conditioner = stages.run(Stage::Load, || text::load(model, request, device))?;
     let encoded = stages
         .run(Stage::TextEncode, || {
             text::encode(&conditioner, model, request)
@@ -85,6 +85,9 @@ pub fn generate(
     drop(conditioner);
     text::release(model);
     buffer::release();
+    if let Some(warning) = text::unheard(model, request) {
+        stages.warn(warning)?;
+    }
     for dropped in &encoded.dropped {
         stages.warn(format!(
             "the prompt is too long; this had no effect: {dropped:?}"

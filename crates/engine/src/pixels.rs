@@ -160,6 +160,12 @@ fn check(model: &PixelModel, request: &Request) -> Result<(), EngineError> {
             "leave --skip-layers out",
         );
     }
+    if request.t5_tokens.is_some() || request.true_guidance.is_some() {
+        return usage(
+            "found T5 tokens or true guidance, which a model without text has not".into(),
+            "leave --t5-tokens and --true-guidance out",
+        );
+    }
     let step = model.side_step() as u32;
     for (name, side) in [("width", request.width), ("height", request.height)] {
         if side == 0 || side > 4096 || !side.is_multiple_of(step) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use aquatint_models::families::TextUse;
+use aquatint_models::families::{GuidanceUse, TextUse};
 use aquatint_models::unet::Cost;
 use aquatint_models::{Checkpoint, NetworkConfig};
 use aquatint_ops::fused::{self, Epilogue};
@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::decode::uses_tiles;
 use crate::request::Request;
 use crate::schedule::{layout, needs_uncond};
+use crate::text::t5_tokens;
 use crate::{EngineError, memory};
 
 /// Memory that the program takes besides weights and activations, in bytes: code, buffers of the
@@ -98,7 +99,7 @@ fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineEr
         .iter()
         .map(|t| t.encoder.config.num_hidden_layers);
     let layers = layers.min().unwrap_or(0);
-    check_skip_layers(model, request)?;
+    check_of_family(model, request)?;
     match request.clip_skip {
         Some(skip) if layers > 0 && skip as usize > layers => Err(EngineError::Usage {
             message: format!(
@@ -110,8 +111,32 @@ fn check_agreement(model: &Checkpoint, request: &Request) -> Result<(), EngineEr
     }
 }
 
+/// Refuses what the model's family has no use for.
+pub(crate) fn check_of_family(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
+    let usage = |message: String, hint: &str| {
+        Err(EngineError::Usage {
+            message,
+            hint: hint.into(),
+        })
+    };
+    let title = model.family.title;
+    if request.t5_tokens.is_some() && model.family.t5.is_none() {
+        return usage(
+            format!("T5 tokens are given, but {title} reads no T5"),
+            "leave --t5-tokens out",
+        );
+    }
+    if request.true_guidance.is_some() && model.spec.guidance == GuidanceUse::ClassifierFree {
+        return usage(
+            format!("true guidance is given, but {title} has no other"),
+            "say --guidance; --true-guidance is for models that are told their guidance scale, as FLUX is",
+        );
+    }
+    check_skip_layers(model, request)
+}
+
 /// Skip-layer guidance is for networks whose layers can be left out.
-pub(crate) fn check_skip_layers(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
+fn check_skip_layers(model: &Checkpoint, request: &Request) -> Result<(), EngineError> {
     let Some(skip) = &request.skip_layers else {
         return Ok(());
     };
@@ -200,7 +225,7 @@ impl Work<'_> {
 fn reading(model: &Checkpoint, request: &Request) -> Result<Cost, EngineError> {
     let prompts = if needs_uncond(model, request)? { 2 } else { 1 };
     let t5 = model.t5.as_ref().map(|part| &part.encoder.config);
-    let one = t5.map(|config| config.cost(model.spec.t5_tokens));
+    let one = t5.map(|config| config.cost(t5_tokens(model, request)));
     Ok(one.unwrap_or_default().times(prompts))
 }
 
@@ -214,7 +239,7 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
     let one = model
         .network
         .config
-        .cost(branches, height, width, text_tokens(model));
+        .cost(branches, height, width, text_tokens(model, request));
     let step = one.times(request.batch as usize);
     let decode = match uses_tiles(request.vae_tiling, height, width) {
         true => model
@@ -227,11 +252,11 @@ fn costs(model: &Checkpoint, request: &Request) -> Result<(Cost, Cost), EngineEr
 }
 
 /// Tokens of text that the network attends to, of a prompt of one chunk.
-fn text_tokens(model: &Checkpoint) -> usize {
+fn text_tokens(model: &Checkpoint, request: &Request) -> usize {
     match model.spec.text {
         TextUse::One | TextUse::Two => 77,
-        TextUse::Joint => 77 + model.spec.t5_tokens,
-        TextUse::T5AndPooled => model.spec.t5_tokens,
+        TextUse::Joint => 77 + t5_tokens(model, request),
+        TextUse::T5AndPooled => t5_tokens(model, request),
     }
 }
 

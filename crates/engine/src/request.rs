@@ -11,6 +11,9 @@ pub const MAX_STEPS: u32 = 1000;
 /// Most pictures of one batch.
 pub const MAX_BATCH: u32 = 64;
 
+/// Fewest and most tokens that T5 reads: the end token needs one, and the families were trained on 512.
+pub const T5_TOKENS: std::ops::RangeInclusive<u32> = 2..=512;
+
 /// Whether the decoder works in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,6 +82,9 @@ pub struct Request {
     pub guidance_rescale: f64,
     /// Noise levels, lowest and highest, between which guidance acts; `None` is everywhere.
     pub guidance_interval: Option<(f64, f64)>,
+    /// Scale of classifier-free guidance for models that are told their guidance scale, or none (FLUX): above 1 the
+    /// network runs on the negative prompt too.
+    pub true_guidance: Option<f64>,
     /// Skip-layer guidance, for models that have it.
     pub skip_layers: Option<SkipLayers>,
     /// Name of the sampler.
@@ -93,6 +99,8 @@ pub struct Request {
     pub batch: u32,
     /// Layer of the text encoder, counted from the end (1 is the last).
     pub clip_skip: Option<u32>,
+    /// Tokens that T5 reads, padding included; `None` is the family's own number.
+    pub t5_tokens: Option<u32>,
     /// Noise added back by stochastic samplers that have the choice.
     pub eta: Option<f64>,
     /// How the decoder works.
@@ -115,6 +123,7 @@ impl Default for Request {
             guidance: 7.5,
             guidance_rescale: 0.0,
             guidance_interval: None,
+            true_guidance: None,
             skip_layers: None,
             sampler: "euler".into(),
             schedule: None,
@@ -122,6 +131,7 @@ impl Default for Request {
             rng: "torch-cpu".into(),
             batch: 1,
             clip_skip: None,
+            t5_tokens: None,
             eta: None,
             vae_tiling: Tiling::Auto,
             prompt_syntax: PromptSyntax::Weighted,
@@ -156,6 +166,23 @@ impl Request {
             return usage(
                 format!("guidance is {}, expected 0 to 100", self.guidance),
                 "7.5 is usual for Stable Diffusion 1.x".into(),
+            );
+        }
+        if let Some(scale) = self.true_guidance
+            && !(0.0..=100.0).contains(&scale)
+        {
+            return usage(
+                format!("true guidance is {scale}, expected 0 to 100"),
+                "2 to 4 is usual for FLUX.1 dev".into(),
+            );
+        }
+        if let Some(tokens) = self.t5_tokens
+            && !T5_TOKENS.contains(&tokens)
+        {
+            let (least, most) = (T5_TOKENS.start(), T5_TOKENS.end());
+            return usage(
+                format!("T5 tokens are {tokens}, expected {least} to {most}"),
+                "77, 256 and 512 are usual".into(),
             );
         }
         if !(0.0..=1.0).contains(&self.guidance_rescale) {

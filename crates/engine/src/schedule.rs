@@ -77,10 +77,14 @@ fn usable(plan: Result<Plan, aquatint_diffusion::Error>) -> Result<Plan, EngineE
 
 /// The classifier-free guidance of a request.
 pub(crate) fn guidance(model: &Checkpoint, request: &Request) -> Guidance {
-    if model.spec.guidance != GuidanceUse::ClassifierFree {
-        return Guidance::none();
+    match (model.spec.guidance, request.true_guidance) {
+        (GuidanceUse::ClassifierFree, _) => classifier_free(request),
+        (_, Some(scale)) => classifier_free(&Request {
+            guidance: scale,
+            ..request.clone()
+        }),
+        (_, None) => Guidance::none(),
     }
-    classifier_free(request)
 }
 
 /// The same, of a network that runs with and without what it is told.
@@ -112,8 +116,10 @@ pub(crate) fn guidance_of(model: &Checkpoint, request: &Request, plan: &Plan) ->
 
 /// Whether the network runs on the negative prompt at all.
 pub(crate) fn needs_uncond(model: &Checkpoint, request: &Request) -> Result<bool, EngineError> {
-    let able = model.spec.guidance == GuidanceUse::ClassifierFree;
-    Ok(able && asks_uncond(request)?)
+    match model.spec.guidance {
+        GuidanceUse::ClassifierFree => asks_uncond(request),
+        GuidanceUse::Embedded | GuidanceUse::Unused => Ok(guidance(model, request).is_on()),
+    }
 }
 
 /// Whether a request asks for the network's output without what it is told.

@@ -1,6 +1,6 @@
 //! Prompts to embeddings.
 
-use aquatint_models::families::TextUse;
+use aquatint_models::families::{GuidanceUse, TextUse};
 use aquatint_models::text::prompt::Syntax;
 use aquatint_models::text::{
     ClipSkip, Conditioner, EncodeOptions, Encoded, JointConditioner, JointShape, Negative,
@@ -23,8 +23,18 @@ pub(crate) enum TextSide {
     Joint(JointConditioner),
 }
 
+/// Tokens that T5 reads for a request.
+pub(crate) fn t5_tokens(model: &Checkpoint, request: &Request) -> usize {
+    let asked = request.t5_tokens.map(|n| n as usize);
+    asked.unwrap_or(model.spec.t5_tokens)
+}
+
 /// Loads the text side of a model.
-pub(crate) fn load(model: &Checkpoint, device: &Device) -> Result<TextSide, EngineError> {
+pub(crate) fn load(
+    model: &Checkpoint,
+    request: &Request,
+    device: &Device,
+) -> Result<TextSide, EngineError> {
     let mut encoders = model
         .load_text(device)?
         .into_iter()
@@ -52,10 +62,28 @@ pub(crate) fn load(model: &Checkpoint, device: &Device) -> Result<TextSide, Engi
         }
     }
     let t5 = model.load_t5(device)?;
-    let tokens = model.spec.t5_tokens;
+    let tokens = t5_tokens(model, request);
     Ok(TextSide::Joint(JointConditioner::new(
         clips, t5, shape, tokens, device,
     )))
+}
+
+/// Why a negative prompt that was given is not heard; an empty one says nothing anyhow.
+pub(crate) fn unheard(model: &Checkpoint, request: &Request) -> Option<String> {
+    let given = request.negative.as_deref()?;
+    if given.trim().is_empty() || crate::schedule::needs_uncond(model, request).unwrap_or(true) {
+        return None;
+    }
+    Some(match model.spec.guidance {
+        GuidanceUse::ClassifierFree => format!(
+            "the negative prompt has no effect at a guidance of {}: it acts above 1",
+            request.guidance
+        ),
+        GuidanceUse::Embedded | GuidanceUse::Unused => format!(
+            "the negative prompt has no effect: {} runs without one, unless --true-guidance is above 1",
+            model.family.title
+        ),
+    })
 }
 
 /// Lets go of the encoders' pages, when their work is done.

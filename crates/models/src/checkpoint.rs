@@ -55,7 +55,7 @@ pub struct OpenOptions {
     pub variant: Option<String>,
     /// What the network predicts, whatever the files say.
     pub prediction: Option<Prediction>,
-    /// Low-rank additions to the UNet and the text encoders.
+    /// Low-rank additions to the network and the CLIP text encoders.
     pub loras: Vec<Lora>,
 }
 
@@ -214,7 +214,7 @@ impl Checkpoint {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn load_mmdit(&self, config: &MmditConfig, device: &Device) -> Result<Mmdit, ModelError> {
-        Mmdit::load(&Params::new(&self.network.source, device), config)
+        Mmdit::load(&Params::new(&self.network.adapted(), device), config)
     }
 
     /// Loads the transformer of FLUX.1.
@@ -222,7 +222,7 @@ impl Checkpoint {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn load_flux(&self, config: &FluxConfig, device: &Device) -> Result<Flux, ModelError> {
-        Flux::load(&Params::new(&self.network.source, device), config)
+        Flux::load(&Params::new(&self.network.adapted(), device), config)
     }
 
     /// Loads the UNet.
@@ -384,10 +384,11 @@ pub fn recognise(set: &WeightSet) -> Option<&'static str> {
     if any(&|n| n.starts_with("control_model.") || n.starts_with("controlnet_")) {
         return Some("a ControlNet");
     }
-    if any(&|n| n.starts_with("double_blocks.") || n.contains(".double_blocks.")) {
+    let kind = keys::find_transformer(&names).map(|(_, kind)| kind);
+    if kind == Some(keys::TransformerKind::Flux) || any(&|n| n.contains("double_blocks.")) {
         return Some("a FLUX transformer");
     }
-    if any(&|n| n.contains("joint_blocks.")) {
+    if kind == Some(keys::TransformerKind::Mmdit) || any(&|n| n.contains("joint_blocks.")) {
         return Some("a Stable Diffusion 3 transformer");
     }
     if keys::find_unet(&names).is_some() {

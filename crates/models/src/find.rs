@@ -35,7 +35,10 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Mod
             if depth > 0 {
                 let _ = walk(&path, depth - 1, found);
             }
-        } else if path.extension().is_some_and(|e| e == "safetensors") {
+        } else if path
+            .extension()
+            .is_some_and(|e| e == "safetensors" || e == "gguf")
+        {
             found.push(path);
         }
     }

@@ -206,7 +206,10 @@ pub(crate) fn name_of(path: &Path) -> String {
     };
     let name = full.file_name().unwrap_or(full.as_os_str());
     let name = name.to_string_lossy().into_owned();
-    match name.strip_suffix(".safetensors") {
+    let stem = [".safetensors", ".gguf"]
+        .iter()
+        .find_map(|extension| name.strip_suffix(extension));
+    match stem {
         Some(stem) => stem.to_owned(),
         None => name,
     }

@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 pub mod dit;
 mod error;
+pub mod exchange;
 pub mod families;
 mod find;
 pub mod flux;

@@ -86,7 +86,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Mod
 }
 
 /// The family by the UNet's tensors: its published parts are the base for reading off shapes.
-fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelError> {
+pub(crate) fn guess(shapes: &Shapes<'_>, open_clip: bool) -> Result<&'static Family, ModelError> {
     let text_time = shapes.shape("add_embedding.linear_1.weight").is_some();
     let context = [
         "down_blocks.0",

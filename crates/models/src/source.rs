@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aquatint_ops::{ParamSource, RawTensor, Storage};
-use aquatint_weights::{
-    Applied, DType, Error, LoadReport, Remap, TensorView, WeightSet, WrongShape,
-};
+use aquatint_weights::{Applied, DType, Error, LoadReport, TensorView, WeightSet, WrongShape};
 
 use crate::keys::{Layout, Place};
 
@@ -153,23 +151,11 @@ impl CheckpointSource {
         if place.part.is_none() && !place.transposed {
             return self.set.get(&place.name);
         }
-        let mut row = Remap::new(&place.name, &place.name);
-        if let Some((index, of)) = place.part {
-            row = match self
-                .set
-                .info(&place.name)
-                .and_then(|info| info.shape.first())
-            {
-                Some(&rows) if place.span > 1 && rows.is_multiple_of(of) => {
-                    let part = rows / of;
-                    row.rows(index * part..(index + place.span) * part)
-                }
-                _ => row.part(index, of),
-            };
-        }
-        if place.transposed {
-            row = row.transposed();
-        }
+        let len = self
+            .set
+            .info(&place.name)
+            .and_then(|info| info.shape.first().copied());
+        let row = place.row(&place.name, len);
         self.set.get_remapped(&row)
     }
 

@@ -117,6 +117,29 @@ fn smooth_latent(height: usize, width: usize, channels: usize) -> Tensor<4> {
     Tensor::from_data(data, (&device(), burn::tensor::DType::F32))
 }
 
+/// The latent of a picture as the shipped model draws them, large: shaded discs on white.
+fn picture_latent(vae: &AutoencoderKl, height: usize, width: usize) -> Tensor<4> {
+    let (rows, columns) = (8 * height, 8 * width);
+    let mut picture = Vec::new();
+    for y in 0..rows {
+        for x in 0..columns {
+            let disc = |cy: f32, cx: f32, r: f32| {
+                let (dy, dx) = (y as f32 / rows as f32 - cy, x as f32 / columns as f32 - cx);
+                1.0 - (dy.hypot(dx) / r).powi(2)
+            };
+            let (big, small) = (disc(0.4, 0.45, 0.35), disc(0.75, 0.7, 0.2));
+            picture.extend(match (big > 0.0, small > 0.0) {
+                (_, true) => [0.2 * small, 0.4 - 0.6 * small, -0.8],
+                (true, _) => [0.9, 0.6 * big - 0.4, -0.7 + 0.3 * big],
+                _ => [1.0; 3],
+            });
+        }
+    }
+    let data = burn::tensor::TensorData::new(picture, [1, rows, columns, 3]);
+    let picture = Tensor::from_data(data, (&device(), burn::tensor::DType::F32));
+    vae.encode(picture).unwrap().mean
+}
+
 /// The largest and the mean difference.
 fn difference(whole: &[f32], tiled: &[f32]) -> (f64, f64) {
     let all = || {
@@ -130,10 +153,16 @@ fn difference(whole: &[f32], tiled: &[f32]) -> (f64, f64) {
 }
 
 /// Holds that the decode by tiles is within `worst` and, in the mean, `mean` of the whole one.
-fn by_tiles(folder: &Path, cases: &[([usize; 2], Tiling)], worst: f64, mean: f64) {
+fn by_tiles(
+    folder: &Path,
+    latent: impl Fn(&AutoencoderKl, usize, usize) -> Tensor<4>,
+    cases: &[([usize; 2], Tiling)],
+    worst: f64,
+    mean: f64,
+) {
     let vae = load_vae(folder);
     for &(size, tiling) in cases {
-        let z = smooth_latent(size[0], size[1], vae.config().latent_channels);
+        let z = latent(&vae, size[0], size[1]);
         let whole = values(vae.decode(z.clone()).unwrap());
         let tiled = values(vae.decode_tiled(z, tiling).unwrap());
         let found = difference(&whole, &tiled);
@@ -152,13 +181,15 @@ const fn tiling(tile: usize, overlap: usize) -> Tiling {
     Tiling { tile, overlap }
 }
 
-/// A decoder trained on pictures. Measured: at most 4.9/255, and 0.6/255 in the mean, all of it
-/// tone that is the same on both sides of a tile's edge (see the unit test of exact statistics).
+/// A decoder trained on pictures, at four and more times their size. Measured: 22/255 at one value on the hard edge of a
+/// disc, and 0.5/255 in the mean, all of it tone that is the same on both sides of a tile's edge (see the unit test of
+/// exact statistics): the survey sees a part of the picture only.
 #[test]
 fn the_shipped_decoder_by_tiles_is_near_the_whole() {
     let cases = [([64, 48], tiling(32, 16)), ([40, 90], tiling(32, 14))];
-    let (worst, mean) = (8.0 / 127.5, 1.2 / 127.5);
-    by_tiles(&model("default").join("vae"), &cases, worst, mean);
+    let (worst, mean) = (28.0 / 127.5, 0.8 / 127.5);
+    let folder = model("default").join("vae");
+    by_tiles(&folder, picture_latent, &cases, worst, mean);
 }
 
 /// A decoder of noise is the worst case: nothing about it is smooth, and statistics differ from
@@ -166,7 +197,10 @@ fn the_shipped_decoder_by_tiles_is_near_the_whole() {
 #[test]
 fn a_random_decoder_by_tiles_is_near_the_whole() {
     let cases = [([48, 32], tiling(24, 12)), ([40, 70], tiling(32, 16))];
-    by_tiles(&golden("sd1").join("vae"), &cases, 0.7, 0.04);
+    let latent = |vae: &AutoencoderKl, height, width| {
+        smooth_latent(height, width, vae.config().latent_channels)
+    };
+    by_tiles(&golden("sd1").join("vae"), latent, &cases, 0.7, 0.04);
 }
 
 #[test]

@@ -54,6 +54,12 @@ pub struct Case {
     /// Which layer of the text encoder, from the end: 1 is the family's usual one, 2 the one before
     /// it (`clip_skip=1` in diffusers).
     pub clip_skip: usize,
+    /// Tokens that T5 reads, where they are not the family's own number.
+    #[serde(default)]
+    pub t5_tokens: Option<u32>,
+    /// Scale of classifier-free guidance beside the embedded one (`true_cfg_scale`).
+    #[serde(default)]
+    pub true_guidance: Option<f64>,
     /// Largest difference of the final latents between an f32 and an f64 run of diffusers,
     /// relative to their largest value: what rounding alone does to this case.
     pub rounding: f64,

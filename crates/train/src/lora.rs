@@ -19,6 +19,9 @@ pub(crate) struct Adapted<'a> {
 /// What a text encoder's attention is made of.
 const TEXT_TARGETS: &[&str] = &["q_proj", "k_proj", "v_proj", "out_proj"];
 
+/// Around a UNet's transformers; linear layers in some models, convolutions in others.
+const PROJECTIONS: &[&str] = &[".proj_in", ".proj_out"];
+
 /// Ends of the names of an addition's two matrices.
 const DOWN: &str = ".lora_A.weight";
 const UP: &str = ".lora_B.weight";
@@ -71,7 +74,8 @@ impl ParamSource for Adapted<'_> {
 /// The additions as a file holds them.
 ///
 /// diffusers' layout has no place for alpha, and readers take it to be the rank: the factor goes into the second matrix.
-pub(crate) fn tensors(weights: &Weights, config: &LoraConfig) -> Weights {
+/// Where a UNet's `proj_in` and `proj_out` are 1x1 convolutions (not `linear`), readers expect their additions to be too.
+pub(crate) fn tensors(weights: &Weights, config: &LoraConfig, linear: bool) -> Weights {
     let scale = (config.alpha / config.rank as f64) as f32;
     let mut found = BTreeMap::new();
     for (name, stored) in weights {
@@ -80,18 +84,21 @@ pub(crate) fn tensors(weights: &Weights, config: &LoraConfig) -> Weights {
             continue;
         };
         let (is_down, layer) = (down.is_some(), published(layer));
+        let mut stored = stored.clone();
+        if !linear && PROJECTIONS.iter().any(|end| layer.ends_with(end)) {
+            stored.shape.extend([1, 1]);
+        }
         match config.layout {
             LoraLayout::Diffusers => {
                 let factor = if is_down { 1.0 } else { scale };
-                let values = stored.values.iter().map(|v| v * factor).collect();
-                let shape = stored.shape.clone();
+                stored.values.iter_mut().for_each(|v| *v *= factor);
                 let end = if is_down { DOWN } else { UP };
-                found.insert(format!("{layer}{end}"), Stored { shape, values });
+                found.insert(format!("{layer}{end}"), stored);
             }
             LoraLayout::Kohya => {
                 let layer = kohya(&layer);
                 let end = if is_down { "lora_down" } else { "lora_up" };
-                found.insert(format!("{layer}.{end}.weight"), stored.clone());
+                found.insert(format!("{layer}.{end}.weight"), stored);
                 let alpha = Stored {
                     shape: Vec::new(),
                     values: vec![config.alpha as f32],
@@ -148,11 +155,11 @@ mod tests {
             ..LoraConfig::default()
         };
         let name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0";
-        let found = tensors(&weights(), &config);
+        let found = tensors(&weights(), &config, true);
         assert_eq!(found.len(), 2);
         assert_eq!(found[&format!("{name}{UP}")].values, [1.0; 6]);
         config.layout = LoraLayout::Kohya;
-        let found = tensors(&weights(), &config);
+        let found = tensors(&weights(), &config, true);
         let layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0";
         let names: Vec<&str> = found.keys().map(String::as_str).collect();
         assert_eq!(
@@ -164,5 +171,20 @@ mod tests {
             ]
         );
         assert_eq!(found[&format!("{layer}.alpha")].values, [1.0]);
+    }
+
+    #[test]
+    fn additions_to_convolutions_are_convolutions() {
+        let stored = Stored {
+            shape: vec![2, 3],
+            values: vec![1.0; 6],
+        };
+        let layer = "unet.mid_block.attentions.0.proj_in";
+        let weights = [(format!("{layer}{DOWN}"), stored)].into();
+        let shape = |linear| {
+            let found = tensors(&weights, &LoraConfig::default(), linear);
+            found[&format!("{layer}{DOWN}")].shape.clone()
+        };
+        assert_eq!((shape(false), shape(true)), (vec![2, 3, 1, 1], vec![2, 3]));
     }
 }

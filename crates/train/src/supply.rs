@@ -1,5 +1,6 @@
 //! Clean examples for a step: points, pictures, or latents that were computed before.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use aquatint_diffusion::training::Draw;
@@ -83,6 +84,26 @@ impl Supply {
             Self::Pictures { loader, .. } => loader.examples(),
             Self::Latents { examples, .. } => examples.len(),
         }
+    }
+
+    /// Tells one list of examples from another: how many, and a digest of their names, file lengths, captions and
+    /// classes. What is in the pictures is not read.
+    pub fn fingerprint(&self) -> String {
+        let examples = match self {
+            Self::Points { .. } => return "points".into(),
+            Self::Pictures { examples, .. } | Self::Latents { examples, .. } => examples,
+        };
+        let mut hasher = DefaultHasher::new();
+        for example in examples {
+            // The folder itself may have moved.
+            example.path.file_name().hash(&mut hasher);
+            std::fs::metadata(&example.path)
+                .map_or(0, |m| m.len())
+                .hash(&mut hasher);
+            (&example.captions, example.class).hash(&mut hasher);
+        }
+        let digest = hasher.finish() >> 32;
+        format!("{} pictures ({digest:08x})", examples.len())
     }
 
     /// The batch `number`. Pictures are decoded ahead, so numbers must follow each other there.

@@ -123,6 +123,32 @@ fn pictures_without_a_prompt_are_a_ddpm_pipeline() {
 }
 
 #[test]
+fn a_run_does_not_go_on_with_other_pictures() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let data = dir.path().join("data");
+    pictures(&data, 8);
+    let config = config(&data, "unconditional");
+    let first = RunOptions {
+        max_steps: Some(2),
+        ..options(dir.path().join("out"))
+    };
+    quiet(&config, &first).expect("run");
+    // Two, since one of them is held out.
+    let another = data.join("stroke/another.png");
+    std::fs::copy(data.join("stroke/1.png"), &another).expect("copied");
+    std::fs::copy(&another, data.join("stroke/yet_another.png")).expect("copied");
+    let resume = RunOptions {
+        resume: true,
+        ..options(dir.path().join("out"))
+    };
+    let said = quiet(&config, &resume).expect_err("refused").to_string();
+    assert!(said.contains("the list of pictures"), "{said}");
+    std::fs::remove_file(another).expect("removed");
+    std::fs::remove_file(data.join("stroke/yet_another.png")).expect("removed");
+    quiet(&config, &resume).expect("as it was");
+}
+
+#[test]
 fn classes_are_the_names_of_the_folders() {
     let dir = tempfile::tempdir().expect("tempdir");
     let data = dir.path().join("data");

@@ -220,6 +220,28 @@ impl WeightSet {
         })
     }
 
+    /// Type and shape of [`WeightSet::get_remapped`]'s tensor, without its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`WeightSet::get_remapped`].
+    pub fn info_remapped(&self, row: &Remap) -> Result<TensorInfo, Error> {
+        let e = self
+            .entries
+            .get(&row.from)
+            .ok_or_else(|| Error::MissingTensor {
+                path: self.path.clone(),
+                name: row.from.clone(),
+            })?;
+        let mut info = e.info.clone();
+        if let Some(turn) = row.turn() {
+            info.shape = turn
+                .shape(info.dtype, &info.shape)
+                .map_err(|problem| self.remap_error(e, info.shape.clone(), problem))?;
+        }
+        Ok(info)
+    }
+
     fn remap_error(&self, e: &Entry, shape: Vec<usize>, problem: String) -> Error {
         let file = &self.files[e.file];
         let name = file.tensors()[e.tensor].name.clone();

@@ -5,7 +5,8 @@
 use aquatint_weights::gguf::{Metadata, Value};
 use aquatint_weights::rewrite::{Container, Plan, Rules, Why};
 use aquatint_weights::{
-    BlockFormat, DType, Error, TensorView, WeightFile, WeightSet, convert, safetensors, to_f32_vec,
+    BlockFormat, DType, Error, Remap, TensorView, WeightFile, WeightSet, convert, safetensors,
+    to_f32_vec,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -203,6 +204,82 @@ fn plain() {
         DType::F32,
         "GGML's programs take no vectors of BF16"
     );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vector.safetensors");
+    let vector = wave("norm.weight", &[512], DType::F16);
+    safetensors::write(&path, &[vector], &BTreeMap::new()).unwrap();
+    let set = WeightSet::open(path).unwrap();
+    let all = Plan::new(&set, &rules(Container::Gguf, DType::F16, &|_| None)).unwrap();
+    assert_eq!(all.tensors()[0].to, DType::F32, "nor of F16");
+}
+
+/// Parts under one name lie one below the other, in the types that they are told.
+#[test]
+fn parts_become_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("parts.safetensors");
+    let tensors = [
+        wave("q.weight", &[4, 256], DType::F16),
+        wave("k.weight", &[8, 256], DType::Bf16),
+        wave("shift.weight", &[6, 256], DType::F32),
+        wave("narrow.weight", &[4, 128], DType::F16),
+        wave("other.weight", &[2, 2], DType::F32),
+    ];
+    safetensors::write(&path, &tensors, &BTreeMap::new()).unwrap();
+    let set = WeightSet::open(path).unwrap();
+    let rows = [
+        Remap::new("q.weight", "qk.weight"),
+        Remap::new("k.weight", "qk.weight"),
+        Remap::new("shift.weight", "turned.weight").part(1, 2),
+        Remap::new("shift.weight", "turned.weight").part(0, 2),
+        Remap::new("absent.weight", "nothing.weight"),
+    ];
+    for (container, to) in [(Container::Gguf, Q4K), (Container::Safetensors, DType::F32)] {
+        let out = dir.path().join("out");
+        let plan = Plan::remapped(&set, &rows, &rules(container, to, &|_| None)).unwrap();
+        let whole = plan.write(&set, &out, &Metadata::default(), &mut |_| {
+            ControlFlow::Continue(())
+        });
+        assert!(whole.unwrap());
+        let file = WeightFile::open(&out).unwrap();
+        let mut names: Vec<&str> = types(&file).into_keys().collect();
+        names.sort_unstable();
+        let kept = [
+            "narrow.weight",
+            "other.weight",
+            "qk.weight",
+            "turned.weight",
+        ];
+        assert_eq!(names, kept);
+        let qk = file.get("qk.weight").unwrap();
+        assert_eq!((qk.dtype, &qk.shape[..]), (to, &[12, 256][..]));
+        // Each part as it would be alone.
+        let [q, k] = [&tensors[0], &tensors[1]].map(|part| {
+            let alone = dir.path().join("alone");
+            let kept = set.filtered(|name| name == part.name);
+            write(&kept, &rules(container, to, &|_| Some(to)), &alone);
+            WeightFile::open(&alone).unwrap().tensors()[0].data.to_vec()
+        });
+        assert!(qk.data[..] == [q, k].concat());
+        let turned = to_f32_vec(file.get("turned.weight").unwrap()).unwrap();
+        let shift = to_f32_vec(&tensors[2]).unwrap();
+        let (first, second) = shift.split_at(3 * 256);
+        let off = turned.iter().zip(second.iter().chain(first));
+        let off = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off <= if to == Q4K { 0.267 } else { 0.0 }, "{off}");
+    }
+    let refused = |rows: &[Remap]| {
+        let rules = rules(Container::Gguf, Q4K, &|_| None);
+        Plan::remapped(&set, rows, &rules).unwrap_err().to_string()
+    };
+    let misfits = [
+        Remap::new("q.weight", "a.weight"),
+        Remap::new("narrow.weight", "a.weight"),
+    ];
+    let text = refused(&misfits);
+    assert!(text.contains("does not fit below [4, 256]"), "{text}");
+    let text = refused(&[Remap::new("q.weight", "k.weight")]);
+    assert!(text.contains("k.weight"), "{text}");
 }
 
 #[test]

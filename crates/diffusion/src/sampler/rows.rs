@@ -321,7 +321,8 @@ pub static SAMPLERS: &[SamplerInfo] = &[
     },
     SamplerInfo {
         name: "deis",
-        summary: "Exponential integrator with the noise extrapolated in ln(sigma)",
+        // diffusers' own repeats its last noise level on flows, and leaves that noise in the picture.
+        summary: "Exponential integrator with the noise extrapolated in ln(sigma); on flows it ends without noise, unlike diffusers'",
         order: 2,
         frame: Frame::Preserving,
         flows: OnFlows::LogSnr,

@@ -106,7 +106,7 @@ fn encode(
     load: &mut f64,
 ) -> Result<(Encoded, f64), EngineError> {
     let start = Instant::now();
-    let conditioner = text::load(model, device)?;
+    let conditioner = text::load(model, request, device)?;
     *load += start.elapsed().as_secs_f64();
     let found = repeat(RUNS, || text::encode(&conditioner, model, request))?;
     drop(conditioner);

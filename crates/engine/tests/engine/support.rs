@@ -70,6 +70,8 @@ pub fn request(case: &Case) -> Request {
         // Counted from the family's usual layer in the manifest, from the last one in a request.
         clip_skip: (case.clip_skip > 1).then(|| (usual_layer + case.clip_skip - 1) as u32),
         eta: has_eta.then_some(case.eta),
+        t5_tokens: case.t5_tokens,
+        true_guidance: case.true_guidance,
         prompt_syntax: PromptSyntax::Plain,
         // What golden/flow_references.py gives diffusers.
         skip_layers: case.name.contains("skip_guidance").then(|| SkipLayers {

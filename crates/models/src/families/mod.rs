@@ -236,7 +236,9 @@ pub(crate) fn of_lora(clues: &LoraClues<'_>) -> Option<&'static str> {
         ("double_blocks_", "FLUX"),
         ("single_transformer_blocks_", "FLUX"),
         ("joint_blocks_", "Stable Diffusion 3"),
-        ("transformer_transformer_blocks_", "Stable Diffusion 3"),
+        // FLUX has these too, but then single blocks beside them.
+        ("attn_add_q_proj", "Stable Diffusion 3"),
+        ("attn_add_k_proj", "Stable Diffusion 3"),
     ];
     let of_context = |width| {
         let family = FAMILIES.iter().find(|f| {

@@ -6,10 +6,16 @@
 
 use std::collections::BTreeSet;
 
+use aquatint_weights::Remap;
+
 mod open_clip;
+mod original;
 mod transformers;
 mod unet;
 mod vae;
+
+pub use original::Renaming;
+pub(crate) use original::{to_diffusers, to_original};
 
 /// Where a requested tensor lies in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +40,25 @@ impl Place {
             span: 1,
             swapped: false,
             transposed: false,
+        }
+    }
+
+    /// The row of a key map that makes the tensor here, whose first axis is `len` long, one called `to`; without the
+    /// halves' turn.
+    pub(crate) fn row(&self, to: &str, len: Option<usize>) -> Remap {
+        let mut row = Remap::new(&self.name, to);
+        if let Some((part, of)) = self.part {
+            row = match len {
+                Some(len) if self.span > 1 && len.is_multiple_of(of) => {
+                    let one = len / of;
+                    row.rows(part * one..(part + self.span) * one)
+                }
+                _ => row.part(part, of),
+            };
+        }
+        match self.transposed {
+            true => row.transposed(),
+            false => row,
         }
     }
 }

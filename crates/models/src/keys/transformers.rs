@@ -174,6 +174,7 @@ fn fused(rest: &str, table: &[(&str, usize, &str)], of: usize, at: &str) -> Opti
 
 const T5_HEADS: &[(&str, &str)] = &[
     ("shared", "token_embd"),
+    ("encoder.embed_tokens", "token_embd"),
     ("encoder.final_layer_norm", "enc.output_norm"),
 ];
 

@@ -101,6 +101,19 @@ fn up(level: usize, rest: &str, layers: usize, has: &dyn Fn(&str) -> bool) -> Op
     }
 }
 
+/// Whether a place of an upsampler (as [`ldm`] asks for it) comes after an attention, told by the names in diffusers'
+/// naming.
+pub(super) fn follows_attention(name: &str, layers: usize, own: &dyn Fn(&str) -> bool) -> bool {
+    let Some((block, rest)) = name.strip_prefix("output_blocks.").and_then(number) else {
+        return false;
+    };
+    let level = block / (layers + 1);
+    rest.starts_with("2.conv.")
+        && own(&format!(
+            "up_blocks.{level}.attentions.{layers}.norm.weight"
+        ))
+}
+
 /// Resnets in a down level, read off where the first downsampler stands.
 pub(super) fn ldm_layers(names: &BTreeSet<&str>, prefix: &str) -> usize {
     (1..64)

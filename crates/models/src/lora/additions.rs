@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use aquatint_ops::{LowRank, ParamSource, RawTensor, Storage};
 use aquatint_weights::{DType, TensorView, convert, to_f32_vec};
 
-use super::LoraFile;
 use super::file::Module;
-use super::sites::Site;
+use super::{LoraFile, Target};
 use crate::ModelError;
+use crate::keys::Place;
 use crate::source::CheckpointSource;
 
 /// Ends of the names that layers ask for.
@@ -63,14 +63,15 @@ impl Additions {
 }
 
 impl Addition {
-    /// A module of a file as the addition to `site`, times `weight`.
+    /// A module of a file as the addition to one of its layers, times `weight`.
     pub(super) fn new(
         file: &LoraFile,
         module: &Module,
-        site: &Site,
+        target: &Target,
         weight: f64,
     ) -> Result<Self, ModelError> {
         let rank = module.rank();
+        let site = &target.site;
         let down = match &module.mid {
             None => module.down.clone(),
             Some(mid) => folded(&module.down, mid).ok_or_else(|| ModelError::Lora {
@@ -83,7 +84,11 @@ impl Addition {
                 hint: String::new(),
             })?,
         };
-        let (wanted_down, wanted_up) = (with_first(rank, &site.shape[1..]), [site.shape[0], rank]);
+        let rows = target
+            .place
+            .as_ref()
+            .map_or(site.shape[0], |place| rows_of_all(place, site.shape[0]));
+        let (wanted_down, wanted_up) = (with_first(rank, &site.shape[1..]), [rows, rank]);
         if trimmed(&down.shape) != trimmed(&wanted_down)
             || trimmed(&module.up.shape) != trimmed(&wanted_up)
         {
@@ -101,7 +106,10 @@ impl Addition {
             rank,
             scale: module.scale * weight,
             down: raw(&down)?,
-            up: raw(&module.up)?,
+            up: raw(&match &target.place {
+                Some(place) => rows_of_one(place, &module.up, rows),
+                None => module.up.clone(),
+            })?,
         })
     }
 
@@ -201,6 +209,37 @@ fn folded(down: &TensorView, mid: &TensorView) -> Option<TensorView> {
 
 fn with_first(first: usize, rest: &[usize]) -> Vec<usize> {
     [&[first], rest].concat()
+}
+
+/// Rows of a tensor in the original naming, of which the layer at `place` has `own`.
+fn rows_of_all(place: &Place, own: usize) -> usize {
+    place.part.map_or(own, |(_, of)| own / place.span * of)
+}
+
+/// Those of its `rows` rows that are the layer's, in the layer's order.
+fn rows_of_one(place: &Place, up: &TensorView, rows: usize) -> TensorView {
+    let row = up.data.len() / rows.max(1);
+    let taken = match place.part {
+        Some((part, of)) => {
+            let one = rows / of;
+            part * one..(part + place.span) * one
+        }
+        None => 0..rows,
+    };
+    let data = up.data.slice(taken.start * row..taken.end * row);
+    let data = match place.swapped {
+        true => {
+            let (first, second) = data.split_at(data.len() / 2);
+            [second, first].concat().into()
+        }
+        false => data,
+    };
+    TensorView {
+        name: up.name.clone(),
+        dtype: up.dtype,
+        shape: with_first(taken.len(), &up.shape[1..]),
+        data,
+    }
 }
 
 /// A matrix or convolution without the ones at its end beyond two axes: 1x1 convolutions are matrices.

@@ -267,13 +267,13 @@ impl Alphas {
     }
 
     fn get(&self, component: Component, key: &str) -> Option<&Value> {
-        let prefix = match component {
-            Component::UNet => "unet",
-            Component::Text(0) => "text_encoder",
-            Component::Text(_) => "text_encoder_2",
+        let prefixes: &[&str] = match component {
+            Component::UNet => &["unet.", "transformer.", ""],
+            Component::Text(0) => &["text_encoder.", ""],
+            Component::Text(_) => &["text_encoder_2.", ""],
         };
-        let own = self.keys.get(&format!("{prefix}.{key}"));
-        own.or_else(|| self.keys.get(key))
+        let keys = prefixes.iter().map(|prefix| format!("{prefix}{key}"));
+        keys.into_iter().find_map(|key| self.keys.get(&key))
     }
 
     /// Alpha over rank (over its root under rsLoRA); 1 where nothing is said.

@@ -247,12 +247,16 @@ fn is_float(dtype: DType) -> bool {
 fn changed(view: &TensorView, change: &Change<'_>) -> Result<TensorView, ModelError> {
     let mut values = to_f32_vec(view)?;
     for (place, addition) in change {
-        let delta = product(addition);
+        let mut delta = product(addition);
+        if place.swapped {
+            let half = delta.len() / 2;
+            delta.rotate_left(half);
+        }
         let rows = match place.part {
             None => &mut values[..],
             Some((index, of)) => {
                 let part = values.len() / of;
-                &mut values[index * part..][..part]
+                &mut values[index * part..][..place.span * part]
             }
         };
         if place.transposed {

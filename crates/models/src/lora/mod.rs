@@ -19,6 +19,7 @@ pub use merge::{MergeOptions, merge};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::keys::Place;
 use additions::Addition;
 use file::Module;
 use sites::Site;
@@ -69,37 +70,56 @@ pub(crate) fn attach(model: &mut Checkpoint, loras: &[Lora]) -> Result<(), Model
             layers: 0,
             rank: 0,
         };
-        for (component, site, module) in matched(&file, &layers)? {
-            let addition = Addition::new(&file, module, site, lora.weight)?;
+        for (component, target, module) in matched(&file, &layers)? {
+            let addition = Addition::new(&file, module, target, lora.weight)?;
             added.layers += 1;
             added.rank = added.rank.max(addition.rank());
             let all = match component {
-                Component::UNet => &mut model.network.additions,
-                Component::Text(i) => &mut model.text[i].encoder.additions,
+                Component::UNet => Some(&mut model.network.additions),
+                Component::Text(slot) => {
+                    let mut parts = model.text.iter_mut();
+                    let part = parts.find(|part| part.slot == slot);
+                    part.map(|part| &mut part.encoder.additions)
+                }
             };
-            all.add(&site.name, addition);
+            if let Some(all) = all {
+                all.add(&target.site.name, addition);
+            }
         }
         model.loras.push(added);
     }
     Ok(())
 }
 
-/// A layer by the part of the model and the name that files know it by.
-type Layers = BTreeMap<(Component, String), Site>;
+/// A layer that a file's module is for.
+#[derive(Debug, Clone)]
+struct Target {
+    site: Site,
+    /// Which of the module's rows are the layer's, where the file has several layers in one.
+    place: Option<Place>,
+}
+
+/// Layers by the part of the model and the name that files know them by.
+type Layers = BTreeMap<(Component, String), Vec<Target>>;
 
 /// The layers of a model that can be added to, under every name that files have for them.
 fn layers(model: &Checkpoint) -> Result<Layers, ModelError> {
     let mut layers = Layers::new();
-    // Transformers take none yet.
-    let config = model.network.config.unet()?;
-    for site in sites::unet(&model.network.source, config)? {
-        for name in names::unet(&site.name, config) {
-            layers.insert((Component::UNet, name), site.clone());
+    let config = &model.network.config;
+    for site in sites::network(&model.network.source, config)? {
+        for (name, place) in names::network(&site.name, config) {
+            let targets = layers.entry((Component::UNet, name)).or_default();
+            // The same name in two namings is one layer's.
+            if targets.iter().all(|target| target.site != site) {
+                let site = site.clone();
+                targets.push(Target { site, place });
+            }
         }
     }
-    for (i, part) in model.text.iter().enumerate() {
+    for part in &model.text {
         for site in sites::text(&part.encoder)? {
-            layers.insert((Component::Text(i), names::text(&site.name)), site);
+            let name = (Component::Text(part.slot), names::text(&site.name));
+            layers.insert(name, vec![Target { site, place: None }]);
         }
     }
     Ok(layers)
@@ -109,12 +129,14 @@ fn layers(model: &Checkpoint) -> Result<Layers, ModelError> {
 fn matched<'a>(
     file: &'a LoraFile,
     layers: &'a Layers,
-) -> Result<Vec<(Component, &'a Site, &'a Module)>, ModelError> {
+) -> Result<Vec<(Component, &'a Target, &'a Module)>, ModelError> {
     let mut found = Vec::new();
     let mut strange = Vec::new();
     for ((component, name), module) in file.modules() {
         match layers.get(&(*component, name.clone())) {
-            Some(site) => found.push((*component, site, module)),
+            Some(targets) => {
+                found.extend(targets.iter().map(|target| (*component, target, module)));
+            }
             None => strange.push(module.spelled.as_str()),
         }
     }

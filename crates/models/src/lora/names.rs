@@ -2,8 +2,8 @@
 //!
 //! kohya's scripts join the parts of a name by underscores, so every spelling is brought to that form.
 
-use crate::keys;
-use crate::unet::UNetConfig;
+use crate::keys::{self, Layout, Naming, Place};
+use crate::network::NetworkConfig;
 
 /// Suffixes of a module's tensors, the longer before those that they end in, with their role.
 const ROLES: &[(&str, Role)] = &[
@@ -49,7 +49,7 @@ pub(super) enum Role {
 /// A part of a model that is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum Component {
-    /// The UNet.
+    /// The network that denoises: a UNet or a transformer.
     UNet,
     /// A text encoder, by its place.
     Text(usize),
@@ -77,6 +77,8 @@ pub(super) fn place(module: &str) -> (Component, String) {
         ("lora_te2_", Component::Text(1)),
         ("lora_te_", Component::Text(0)),
         ("unet.", Component::UNet),
+        ("lora_transformer_", Component::UNet),
+        ("transformer.", Component::UNet),
         ("model.diffusion_model.", Component::UNet),
         ("diffusion_model.", Component::UNet),
         ("text_encoder_2.", Component::Text(1)),
@@ -99,13 +101,29 @@ pub(super) fn place(module: &str) -> (Component, String) {
     }
 }
 
-/// The names of a layer of the UNet: as diffusers has it, and as the original code has it (SDXL's files).
-pub(super) fn unet(layer: &str, config: &UNetConfig) -> Vec<String> {
-    let per_level = config.levels.first().map_or(2, |level| level.layers);
-    let mut names = vec![joined(layer)];
-    for original in keys::ldm_unet_names(layer, per_level) {
-        names.push(joined(&original));
-    }
+/// The names of a layer of the network: as diffusers has it, and as the original code has it (kohya's files of SDXL and
+/// of the transformers), with the layer's place in what has several layers in one there.
+pub(super) fn network(layer: &str, config: &NetworkConfig) -> Vec<(String, Option<Place>)> {
+    let mut names = vec![(joined(layer), None)];
+    let naming = match config {
+        NetworkConfig::UNet(config) => {
+            let per_level = config.levels.first().map_or(2, |level| level.layers);
+            let originals = keys::ldm_unet_names(layer, per_level);
+            names.extend(originals.map(|original| (joined(&original), None)));
+            return names;
+        }
+        NetworkConfig::Mmdit(config) => Naming::Mmdit {
+            layers: config.layers(),
+        },
+        NetworkConfig::Flux(_) => Naming::Flux,
+    };
+    let original = Layout {
+        prefix: String::new(),
+        naming,
+    };
+    let place = original.place(&format!("{layer}.weight"), &|_| false);
+    let name = place.name.strip_suffix(".weight").unwrap_or(&place.name);
+    names.push((joined(name), Some(place)));
     names
 }
 
@@ -214,17 +232,37 @@ mod tests {
 
     #[test]
     fn a_layer_has_the_original_codes_name_too() {
-        let config = UNetConfig::sdxl();
-        let names = unet("up_blocks.0.upsamplers.0.conv", &config);
-        assert!(names.contains(&"output_blocks_2_2_conv".to_owned()));
-        let names = unet(
-            "down_blocks.1.attentions.1.transformer_blocks.0.ff.net.0.proj",
-            &config,
-        );
-        assert!(
-            names.contains(&"input_blocks_5_1_transformer_blocks_0_ff_net_0_proj".to_owned()),
-            "{names:?}"
-        );
+        let sdxl = NetworkConfig::UNet(crate::unet::UNetConfig::sdxl());
+        let flux = NetworkConfig::Flux(crate::flux::FluxConfig::dev());
+        let sd3 = NetworkConfig::Mmdit(crate::mmdit::MmditConfig::sd3_medium());
+        for (config, layer, want) in [
+            (
+                &sdxl,
+                "up_blocks.0.upsamplers.0.conv",
+                "output_blocks_2_2_conv",
+            ),
+            (
+                &sdxl,
+                "down_blocks.1.attentions.1.transformer_blocks.0.ff.net.0.proj",
+                "input_blocks_5_1_transformer_blocks_0_ff_net_0_proj",
+            ),
+            (
+                &flux,
+                "single_transformer_blocks.7.proj_mlp",
+                "single_blocks_7_linear1",
+            ),
+            (
+                &sd3,
+                "transformer_blocks.3.attn.add_k_proj",
+                "joint_blocks_3_context_block_attn_qkv",
+            ),
+        ] {
+            let names = network(layer, config);
+            assert!(names.iter().any(|(name, _)| name == want), "{names:?}");
+        }
+        let names = network("single_transformer_blocks.7.proj_mlp", &flux);
+        let place = names[1].1.as_ref().unwrap();
+        assert_eq!((place.part, place.span), (Some((3, 7)), 4));
     }
 
     #[test]

@@ -7,9 +7,12 @@ use aquatint_ops::{Device, LowRank, ParamSource, Params, RawTensor, Storage};
 
 use crate::ModelError;
 use crate::checkpoint::Part;
+use crate::flux::Flux;
+use crate::mmdit::Mmdit;
+use crate::network::NetworkConfig;
 use crate::source::CheckpointSource;
 use crate::text::{ClipTextConfig, ClipTextEncoder};
-use crate::unet::{UNet2DCondition, UNetConfig};
+use crate::unet::UNet2DCondition;
 
 /// A linear layer or a convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,13 +23,19 @@ pub(super) struct Site {
     pub shape: Vec<usize>,
 }
 
-/// The layers of a UNet.
-pub(super) fn unet(
+/// The layers of the network.
+pub(super) fn network(
     source: &CheckpointSource,
-    config: &UNetConfig,
+    config: &NetworkConfig,
 ) -> Result<Vec<Site>, ModelError> {
     let probe = Probe::new(source);
-    UNet2DCondition::load(&Params::new(&probe, &Device::flex()), config)?;
+    let device = Device::flex();
+    let params = Params::new(&probe, &device);
+    match config {
+        NetworkConfig::UNet(config) => drop(UNet2DCondition::load(&params, config)?),
+        NetworkConfig::Mmdit(config) => drop(Mmdit::load(&params, config)?),
+        NetworkConfig::Flux(config) => drop(Flux::load(&params, config)?),
+    }
     Ok(probe.found())
 }
 

@@ -2,9 +2,11 @@
 
 mod config;
 mod encoder;
+mod gguf;
 mod spiece;
 mod tokenizer;
 
 pub use config::T5Config;
 pub use encoder::{T5Encoder, T5Mask};
+pub(crate) use gguf::{shape_metadata, tokenizer_beside, tokenizer_file, tokenizer_metadata};
 pub use tokenizer::{T5Tokenizer, T5Tokens};

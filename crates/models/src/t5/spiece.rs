@@ -1,8 +1,5 @@
-//! SentencePiece's `spiece.model`: a protocol buffer with the pieces and the normalization. GGUF files hold the same in
-//! their metadata.
+//! SentencePiece's `spiece.model`: a protocol buffer with the pieces and the normalization.
 
-use aquatint_weights::WeightSet;
-use aquatint_weights::gguf::{Array, Value};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -19,13 +16,23 @@ pub(super) fn tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
     build(Model::read(bytes)?)
 }
 
-/// The tokenizer of a GGUF file's metadata, where it has one.
-pub(super) fn from_gguf(set: &WeightSet) -> Option<Result<Tokenizer, String>> {
-    set.gguf_value("tokenizer.ggml.tokens")?;
-    Some(Model::from_gguf(set).and_then(build))
+/// Those of T5's sentinels that are not among the pieces, in the order of their numbers.
+pub(super) fn sentinels(pieces: &[Piece]) -> impl Iterator<Item = String> {
+    let names = (0..SENTINELS).rev().map(|i| format!("<extra_id_{i}>"));
+    names.filter(|name| !pieces.iter().any(|p| p.text == *name))
 }
 
-fn build(Model { pieces, charsmap }: Model) -> Result<Tokenizer, String> {
+/// The tokenizer of pieces, as transformers builds T5's.
+pub(super) fn build(
+    Model {
+        mut pieces,
+        charsmap,
+    }: Model,
+) -> Result<Tokenizer, String> {
+    // What fills a vocabulary up at its end stands where the sentinels belong.
+    while pieces.last().is_some_and(|p| p.kind == UNUSED) {
+        pieces.pop();
+    }
     let unknown = pieces.iter().position(|p| p.kind == UNKNOWN);
     let unknown = unknown.ok_or("there is no unknown token; expected a SentencePiece model")?;
     let special: Vec<String> = pieces
@@ -33,15 +40,15 @@ fn build(Model { pieces, charsmap }: Model) -> Result<Tokenizer, String> {
         .filter(|p| matches!(p.kind, UNKNOWN | CONTROL | USER))
         .map(|p| p.text.clone())
         .collect();
-    let sentinels = (0..SENTINELS).rev().map(|i| format!("<extra_id_{i}>"));
-    let sentinels: Vec<String> = sentinels.filter(|s| !special.contains(s)).collect();
+    let sentinels: Vec<String> = sentinels(&pieces).collect();
     let vocabulary = pieces
         .into_iter()
         .map(|p| {
-            // What fills a vocabulary up keeps its place, under a name that no word has: words hold no spaces. Its
-            // score must not count, for the price of the unknown is that of the least likely piece.
+            // The price of the unknown is that of the least likely piece, among which only words count. What is unused
+            // keeps its place, under a name that no word has: words hold no spaces.
             match p.kind {
                 UNUSED => (format!(" {}", p.text), 0.0),
+                UNKNOWN | CONTROL | USER => (p.text, 0.0),
                 _ => (p.text, f64::from(p.score)),
             }
         })
@@ -66,67 +73,27 @@ fn build(Model { pieces, charsmap }: Model) -> Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER: u64 = 4;
-const UNUSED: u64 = 5;
+pub(super) const NORMAL: u64 = 1;
+pub(super) const UNKNOWN: u64 = 2;
+pub(super) const CONTROL: u64 = 3;
+pub(super) const USER: u64 = 4;
+pub(super) const UNUSED: u64 = 5;
 
-struct Piece {
-    text: String,
-    score: f32,
-    kind: u64,
+/// A token's text, logarithm of its probability, and kind.
+pub(super) struct Piece {
+    pub text: String,
+    pub score: f32,
+    pub kind: u64,
 }
 
 /// What is used of `ModelProto`.
-struct Model {
-    pieces: Vec<Piece>,
-    charsmap: Vec<u8>,
+pub(super) struct Model {
+    pub pieces: Vec<Piece>,
+    pub charsmap: Vec<u8>,
 }
 
 impl Model {
-    fn from_gguf(set: &WeightSet) -> Result<Self, String> {
-        let array = |key: &str| match set.gguf_value(&format!("tokenizer.ggml.{key}")) {
-            Some(Value::Array(array)) => Some(array),
-            _ => None,
-        };
-        let missing = |key: &str| format!("tokenizer.ggml.{key} is missing or of another type");
-        let Some(Array::String(tokens)) = array("tokens") else {
-            return Err(missing("tokens"));
-        };
-        let Some(Array::F32(scores)) = array("scores") else {
-            return Err(missing("scores"));
-        };
-        let kinds: Vec<u64> = match array("token_type") {
-            Some(Array::I32(kinds)) => kinds.iter().map(|&k| k.max(0) as u64).collect(),
-            Some(Array::U32(kinds)) => kinds.iter().map(|&k| k.into()).collect(),
-            _ => return Err(missing("token_type")),
-        };
-        if tokens.len() != scores.len() || tokens.len() != kinds.len() {
-            return Err(format!(
-                "found {} tokens with {} scores and {} types, expected as many of each",
-                tokens.len(),
-                scores.len(),
-                kinds.len()
-            ));
-        }
-        let charsmap = match array("precompiled_charsmap") {
-            Some(Array::U8(map)) => map.clone(),
-            Some(Array::I8(map)) => map.iter().map(|&b| b as u8).collect(),
-            _ => Vec::new(),
-        };
-        let pieces = tokens.iter().zip(scores).zip(kinds);
-        let pieces = pieces.map(|((text, &score), kind)| Piece {
-            text: text.clone(),
-            score,
-            kind,
-        });
-        Ok(Model {
-            pieces: pieces.collect(),
-            charsmap,
-        })
-    }
-
-    fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut model = Model {
             pieces: Vec::new(),
             charsmap: Vec::new(),
@@ -153,7 +120,7 @@ impl Piece {
         let mut piece = Piece {
             text: String::new(),
             score: 0.0,
-            kind: 1,
+            kind: NORMAL,
         };
         for field in Fields(bytes) {
             match field? {
@@ -247,68 +214,6 @@ mod tests {
         #[test]
         fn damaged_files_are_refused_and_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = tokenizer(&bytes);
-        }
-    }
-
-    /// A GGUF file without tensors, whose metadata are a tokenizer's.
-    fn gguf(model: &Model) -> Vec<u8> {
-        let text = |s: &[u8]| [&(s.len() as u64).to_le_bytes()[..], s].concat();
-        let n = model.pieces.len() as u64;
-        let array = |kind: u32, count: u64, data: Vec<u8>| {
-            let head = [
-                &9u32.to_le_bytes()[..],
-                &kind.to_le_bytes(),
-                &count.to_le_bytes(),
-            ];
-            [head.concat(), data].concat()
-        };
-        let each = |f: &dyn Fn(&Piece) -> Vec<u8>| model.pieces.iter().flat_map(f).collect();
-        let pairs = [
-            ("tokens", array(8, n, each(&|p| text(p.text.as_bytes())))),
-            (
-                "scores",
-                array(6, n, each(&|p| p.score.to_le_bytes().to_vec())),
-            ),
-            (
-                "token_type",
-                array(5, n, each(&|p| (p.kind as i32).to_le_bytes().to_vec())),
-            ),
-            (
-                "precompiled_charsmap",
-                array(0, model.charsmap.len() as u64, model.charsmap.clone()),
-            ),
-        ];
-        let mut file = b"GGUF".to_vec();
-        file.extend(3u32.to_le_bytes());
-        file.extend(0u64.to_le_bytes());
-        file.extend((pairs.len() as u64).to_le_bytes());
-        for (key, value) in pairs {
-            file.extend(text(format!("tokenizer.ggml.{key}").as_bytes()));
-            file.extend(value);
-        }
-        file
-    }
-
-    #[test]
-    fn the_metadata_of_a_gguf_file_give_the_same_tokens() {
-        let folder = aquatint_testkit::golden("flow/parts/tokenizer_3");
-        let bytes = std::fs::read(folder.join("spiece.model")).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t5.gguf");
-        let mut model = Model::read(&bytes).unwrap();
-        // As converters fill the vocabulary up.
-        model.pieces.push(Piece {
-            text: "[PAD590]".into(),
-            score: -1000.0,
-            kind: UNUSED,
-        });
-        std::fs::write(&path, gguf(&model)).unwrap();
-        let set = WeightSet::open(&path).unwrap();
-        let found = from_gguf(&set).unwrap().unwrap();
-        let want = tokenizer(&bytes).unwrap();
-        for text in ["a red apple", "Ｆｕｌｌ ½ [PAD590] 富士山", ""] {
-            let [found, want] = [&found, &want].map(|t| t.encode(text, false).unwrap());
-            assert_eq!(found.get_ids(), want.get_ids(), "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use aquatint_weights::WeightSet;
 use tokenizers::Tokenizer;
 
-use super::spiece;
+use super::{gguf, spiece};
 use crate::ModelError;
 use crate::folder::Folder;
 
@@ -75,9 +75,12 @@ impl T5Tokenizer {
         }
     }
 
-    /// The tokenizer that a GGUF file of T5 brings along.
-    pub(crate) fn from_gguf(set: &WeightSet) -> Option<Result<Self, ModelError>> {
-        let inner = spiece::from_gguf(set)?;
+    /// The tokenizer that a GGUF file of T5 brings along, if it does.
+    ///
+    /// # Errors
+    /// When its parts do not fit together.
+    pub fn from_gguf(set: &WeightSet) -> Option<Result<Self, ModelError>> {
+        let inner = gguf::tokenizer(set)?;
         let whole = inner.and_then(Self::new);
         Some(whole.map_err(|e| damaged(set.path(), e)))
     }

@@ -22,6 +22,7 @@ use crate::data::Skipped;
 use crate::metrics::{CsvLog, EventLog};
 use crate::networks::Stored;
 use crate::optim::{AdamW, Ema, LearningRate, Moments, clip_factor, global_norm};
+use crate::supply::Supply;
 use state::Checkpoints;
 
 /// How a run is asked for, beside its configuration.
@@ -66,11 +67,8 @@ pub(crate) trait Task {
     /// The network.
     type Net: Module;
 
-    /// Batches that show every example once.
-    fn batches_per_epoch(&self) -> usize;
-
-    /// Examples it learns from.
-    fn examples(&self) -> usize;
+    /// What it learns from.
+    fn supply(&self) -> &Supply;
 
     /// The loss of the next batch, numbered from 0 over the whole run.
     fn loss(&mut self, net: &Self::Net, number: u64) -> Result<Loss, TrainError>;
@@ -105,6 +103,8 @@ pub(crate) struct Settings {
     pub ema: Ema,
     pub checkpoint: CheckpointConfig,
     pub samples_every: u64,
+    /// Seconds of training that went before the first step.
+    pub seconds_before: f64,
     /// The configuration as TOML.
     pub config: String,
 }
@@ -175,7 +175,9 @@ pub(crate) fn run<'a, T: Task>(
                 .insert(name.into(), Moments::new(values.len()));
         });
         state.progress.config = settings.config.clone();
+        state.progress.seconds = settings.seconds_before;
     }
+    resume::same_data(&mut state.progress, task.supply())?;
     let done = state.progress.step;
     let columns = [
         "loss",
@@ -215,7 +217,7 @@ impl<T: Task> Run<'_, T> {
             done: self.state.progress.step,
             steps: self.settings.steps,
             parameters,
-            examples: self.task.examples(),
+            examples: self.task.supply().len(),
         };
         let mut stop = (self.observer)(&started).is_break();
         let mut saved = resumed.then_some(self.state.progress.step);
@@ -281,7 +283,7 @@ impl<T: Task> Run<'_, T> {
         StepReport {
             step,
             steps: self.settings.steps,
-            epoch: batches as f64 / self.task.batches_per_epoch().max(1) as f64,
+            epoch: batches as f64 / self.task.supply().batches_per_epoch().max(1) as f64,
             loss: f64::NAN,
             smooth_loss: f64::NAN,
             gradient_norm: 0.0,

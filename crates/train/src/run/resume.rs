@@ -1,8 +1,9 @@
 //! May this run begin here, or go on?
 
-use super::state::{Checkpoints, State};
+use super::state::{Checkpoints, Progress, State};
 use super::{RunOptions, Settings};
 use crate::TrainError;
+use crate::supply::Supply;
 
 /// Settings that may change when a run goes on: they do not touch what is computed.
 const FREE: &[&str] = &[
@@ -34,6 +35,19 @@ pub(super) fn begin(
             }
             Ok(state)
         }
+    }
+}
+
+/// The order of the examples is a function of their list, so a run goes on with the one it began with.
+pub(super) fn same_data(progress: &mut Progress, supply: &Supply) -> Result<(), TrainError> {
+    let now = supply.fingerprint();
+    match progress.data.replace(now.clone()) {
+        Some(before) if before != now => Err(TrainError::Changed {
+            key: "the list of pictures, their sizes or their captions".into(),
+            before,
+            now,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -41,6 +41,9 @@ pub(crate) struct Progress {
     pub best: Option<(f64, u64)>,
     /// The configuration, as TOML.
     pub config: String,
+    /// What it learns from, in words; checkpoints of older versions do not say.
+    #[serde(default)]
+    pub data: Option<String>,
 }
 
 const FOLDER: &str = "checkpoints";
@@ -280,6 +283,7 @@ mod tests {
                 smooth_loss: Some(1.0 / 3.0),
                 best,
                 config: "seed = 1\n".into(),
+                data: Some("7 pictures (01234567)".into()),
             },
         }
     }

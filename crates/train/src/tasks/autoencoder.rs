@@ -42,6 +42,7 @@ pub fn train_autoencoder<'a>(
         ema: config.ema,
         checkpoint: config.checkpoint,
         samples_every: config.samples_every,
+        seconds_before: 0.0,
         config: text,
     };
     let state = run::begin(options, &settings)?;
@@ -286,12 +287,8 @@ fn halved(x: Tensor<4>) -> Option<Tensor<4>> {
 impl Task for AutoencoderTask {
     type Net = AutoencoderKl;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &AutoencoderKl, number: u64) -> Result<Loss, TrainError> {

@@ -25,7 +25,7 @@ pub fn train_diffusion<'a>(
     observer: &'a mut Observer<'a>,
 ) -> Result<Outcome, TrainError> {
     config.check()?;
-    let settings = settings(config)?;
+    let mut settings = settings(config)?;
     let state = run::begin(options, &settings)?;
     let stored = state.as_ref().map(|s| &s.weights);
     match config.model.kind {
@@ -42,7 +42,10 @@ pub fn train_diffusion<'a>(
                 },
                 _ => None,
             };
-            let stored = stored.or(warmed.as_ref());
+            let stored = stored.or(warmed.as_ref().map(|(weights, seconds)| {
+                settings.seconds_before = *seconds;
+                weights
+            }));
             let (task, net, trainable) = TextTask::new(config, options, stored, observer)?;
             run::run(task, net, trainable, settings, options, state, observer)
         }
@@ -68,6 +71,7 @@ pub(super) fn settings(config: &DiffusionConfig) -> Result<Settings, TrainError>
         ema: config.ema,
         checkpoint: config.checkpoint,
         samples_every: config.samples.every,
+        seconds_before: 0.0,
         config: text,
     })
 }

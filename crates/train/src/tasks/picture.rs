@@ -262,12 +262,8 @@ fn pictures(
 impl Task for PictureTask {
     type Net = PictureNetwork;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &PictureNetwork, number: u64) -> Result<Loss, TrainError> {

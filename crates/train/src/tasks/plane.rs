@@ -107,12 +107,8 @@ impl PlaneTask {
 impl Task for PlaneTask {
     type Net = PlaneNetwork;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &PlaneNetwork, number: u64) -> Result<Loss, TrainError> {

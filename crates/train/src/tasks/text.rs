@@ -202,12 +202,8 @@ pub(super) fn captioned(config: &DiffusionConfig) -> Result<Folder, TrainError> 
 impl Task for TextTask {
     type Net = TextNetwork;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &TextNetwork, number: u64) -> Result<Loss, TrainError> {
@@ -249,7 +245,8 @@ impl Task for TextTask {
         let data = export::pictures(self.supply.len(), &self.config);
         if let Some(lora) = &self.config.lora {
             let file = "pytorch_lora_weights.safetensors";
-            output.tensors(file, &lora::tensors(weights, lora), "", Storage::F32)?;
+            let additions = lora::tensors(weights, lora, self.parts.unet.config.linear_projection);
+            output.tensors(file, &additions, "", Storage::F32)?;
             output.text("README.md", &export::card("LoRA", &data, card, ""))?;
             return output.finish();
         }

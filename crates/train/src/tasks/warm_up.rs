@@ -29,13 +29,14 @@ use crate::run::{
 use crate::supply::{Examples, Supply};
 use crate::{Init, TrainError};
 
-/// The trained text encoder, under the names it has in the network; nothing when the observer ended the run.
+/// The trained text encoder, under the names it has in the network, and the seconds that it took; nothing when the
+/// observer ended the run.
 pub(crate) fn warm_up(
     config: &DiffusionConfig,
     warm: &WarmUpConfig,
     options: &RunOptions,
     observer: &mut Observer<'_>,
-) -> Result<Option<Weights>, TrainError> {
+) -> Result<Option<(Weights, f64)>, TrainError> {
     let own = warm.run_of(config);
     let folder = RunOptions {
         out: options.out.join("warm_up"),
@@ -62,9 +63,11 @@ pub(crate) fn warm_up(
             Outcome::Stopped => return Ok(None),
         }
     }
-    let State { mut ema, .. } = state.ok_or(TrainError::Internal("a warm-up without an end"))?;
+    let State {
+        mut ema, progress, ..
+    } = state.ok_or(TrainError::Internal("a warm-up without an end"))?;
     ema.retain(|name, _| name.starts_with("text_encoder."));
-    Ok(Some(ema))
+    Ok(Some((ema, progress.seconds)))
 }
 
 /// A text encoder and what guesses from it.
@@ -166,12 +169,8 @@ impl WarmUpTask {
 impl Task for WarmUpTask {
     type Net = WarmUpNetwork;
 
-    fn batches_per_epoch(&self) -> usize {
-        self.supply.batches_per_epoch()
-    }
-
-    fn examples(&self) -> usize {
-        self.supply.len()
+    fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     fn loss(&mut self, net: &WarmUpNetwork, number: u64) -> Result<Loss, TrainError> {

@@ -17,11 +17,37 @@ pub(super) fn tensor(
     sink: &mut Sink,
     told: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, Error> {
-    let view = set.get(&fate.name)?;
-    let len = view.len();
-    if len == 0 {
+    let mut before = 0;
+    for row in &fate.parts {
+        let view = TensorView {
+            name: fate.name.clone(),
+            ..set.get_remapped(row)?
+        };
+        let copied = part(set, fate, (&view, before), path, sink, told)?;
+        before += view.len();
+        drop(view);
+        // What a copy was made of: a scaled or transposed tensor is no part of the file.
+        set.release_pages(&row.from);
+        if copied.is_break() {
+            return Ok(copied);
+        }
+    }
+    if before == 0 {
         sink.append(&fate.name, &[])?;
     }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// One part, before which come so many numbers.
+fn part(
+    set: &WeightSet,
+    fate: &Fate,
+    (view, before): (&TensorView, usize),
+    path: &Path,
+    sink: &mut Sink,
+    told: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, Error> {
+    let len = view.len();
     let bytes_to = |n: usize| n / view.dtype.block_len() * view.dtype.block_bytes();
     for at in (0..len).step_by(PIECE) {
         let numbers = PIECE.min(len - at);
@@ -33,8 +59,8 @@ pub(super) fn tensor(
         };
         let written = match as_stored(&piece, fate.to) {
             Ok(new) if new.dtype == piece.dtype => new,
-            Ok(new) => finite(new, &piece, at, path)?,
-            Err(index) => return Err(non_finite(set, &piece, at, index)),
+            Ok(new) => finite(new, &piece, before + at, path)?,
+            Err(index) => return Err(non_finite(set, &piece, before + at, index)),
         };
         sink.append(&fate.name, &written.data)?;
         set.release(&piece.data);
@@ -42,8 +68,6 @@ pub(super) fn tensor(
             return Ok(ControlFlow::Break(()));
         }
     }
-    // What a copy was made of: a scaled or transposed tensor is no part of the file.
-    set.release_pages(&fate.name);
     Ok(ControlFlow::Continue(()))
 }
 

@@ -9,8 +9,8 @@ mod rules;
 pub use rules::{Container, Fate, Rules, Why};
 
 use crate::gguf::{self, Array, Metadata, ORIGINAL_SHAPE, Value};
-use crate::{Error, TensorSpec, WeightSet, safetensors};
-use std::collections::BTreeMap;
+use crate::{DType, Error, Remap, TensorInfo, TensorSpec, WeightSet, safetensors};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -38,15 +38,28 @@ impl Plan {
     ///
     /// [`Error::Conversion`] for a type that the container or this version cannot write.
     pub fn new(set: &WeightSet, rules: &Rules<'_>) -> Result<Plan, Error> {
+        Plan::remapped(set, &[], rules)
+    }
+
+    /// As [`Plan::new`], under other names: each row of a key map whose `from` is in the set gives a tensor, and rows
+    /// of one `to` give one together, joined along the first axis in their order. Names that no row mentions are kept.
+    /// Rules speak of the new names.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::new`]; [`Error::Remap`] for a shape that does not allow what its row says, or parts that do not fit
+    /// together; [`Error::Duplicate`] when a kept name is also a row's.
+    pub fn remapped(set: &WeightSet, rows: &[Remap], rules: &Rules<'_>) -> Result<Plan, Error> {
         let mut plan = Plan {
             container: rules.container,
             tensors: Vec::with_capacity(set.len()),
             left_out: Vec::new(),
         };
-        for (name, info) in set.iter() {
-            match rules.fate(name, info)? {
-                Some(fate) => plan.tensors.push(fate),
-                None => plan.left_out.push(name.into()),
+        for (name, parts) in new_names(set, rows)? {
+            let info = joined(set, &parts)?;
+            match rules.fate(&name, &info)? {
+                Some(fate) => plan.tensors.push(Fate { parts, ..fate }),
+                None => plan.left_out.push(name),
             }
         }
         Ok(plan)
@@ -130,6 +143,66 @@ impl Plan {
         }
         all
     }
+}
+
+/// What each tensor of the new file is made of.
+fn new_names(set: &WeightSet, rows: &[Remap]) -> Result<BTreeMap<String, Vec<Remap>>, Error> {
+    let mut names: BTreeMap<String, Vec<Remap>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| set.contains(&row.from)) {
+        names.entry(row.to.clone()).or_default().push(row.clone());
+    }
+    let sources: BTreeSet<&str> = rows.iter().map(|row| row.from.as_str()).collect();
+    for name in set.names().filter(|name| !sources.contains(name)) {
+        let kept = Remap::new(name, name);
+        if let Some(other) = names.insert(name.into(), vec![kept]) {
+            return Err(Error::Duplicate {
+                path: set.path().into(),
+                name: name.into(),
+                first: name.into(),
+                second: other
+                    .first()
+                    .map_or_else(String::new, |row| row.from.clone()),
+            });
+        }
+    }
+    Ok(names)
+}
+
+/// Type and shape of parts that lie one below the other. Parts of several types count as F32, which holds them all.
+fn joined(set: &WeightSet, parts: &[Remap]) -> Result<TensorInfo, Error> {
+    let mut whole: Option<TensorInfo> = None;
+    for part in parts {
+        let info = set.info_remapped(part)?;
+        let Some(whole) = &mut whole else {
+            whole = Some(info);
+            continue;
+        };
+        let fits = match (&mut whole.shape[..], &info.shape[..]) {
+            ([rows, row @ ..], [more, other @ ..]) if row == other => {
+                *rows += more;
+                true
+            }
+            _ => false,
+        };
+        if !fits {
+            return Err(Error::Remap {
+                path: set.path().into(),
+                name: part.from.clone(),
+                shape: info.shape,
+                problem: format!(
+                    "it does not fit below {:?}, the part before it",
+                    whole.shape
+                ),
+            });
+        }
+        if whole.dtype != info.dtype {
+            whole.dtype = DType::F32;
+        }
+    }
+    whole.ok_or_else(|| Error::MissingTensor {
+        path: set.path().into(),
+        name: String::new(),
+    })
 }
 
 /// The notes of safetensors sources, and what PyTorch's readers ask for.

@@ -1,6 +1,6 @@
 //! Which type each tensor gets.
 
-use crate::{BlockFormat, DType, Error, TensorInfo, TensorSpec};
+use crate::{BlockFormat, DType, Error, Remap, TensorInfo, TensorSpec};
 use std::fmt;
 
 /// The format of the file that is written.
@@ -39,6 +39,8 @@ pub struct Fate {
     pub to: DType,
     /// Why that is another type than was asked for.
     pub why: Option<Why>,
+    /// What it is made of.
+    pub(super) parts: Vec<Remap>,
 }
 
 /// Why a tensor gets another type than was asked for.
@@ -70,6 +72,11 @@ impl fmt::Display for Why {
 }
 
 impl Fate {
+    /// The tensors of the source that it is made of, in their order.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|part| part.from.as_str())
+    }
+
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
         let elements = self.shape.iter().product();
@@ -113,6 +120,7 @@ impl Rules<'_> {
             from: info.dtype,
             to,
             why,
+            parts: Vec::new(),
         }))
     }
 
@@ -146,7 +154,9 @@ impl Rules<'_> {
         if !possible || !wanted.is_float() || wanted == DType::F8E5M2 {
             return Err(refused(wanted));
         }
-        if info.dtype == wanted {
+        // GGML multiplies by vectors of F32 alone, and they take next to nothing.
+        let widened = self.container == Container::Gguf && info.shape.len() <= 1;
+        if info.dtype == wanted && !(widened && chosen.is_none()) {
             return Ok(Some((wanted, None)));
         }
         if chosen.is_none()
@@ -171,8 +181,9 @@ impl Rules<'_> {
             (false, true) if (self.delicate)(name) => Why::Delicate,
             _ => return None,
         };
-        // GGML's programs take vectors in F32 and F16 only; BF16 widens without loss.
+        // BF16 widens without loss, and not every program reads it.
         let exact = match (self.container, info.dtype) {
+            (Container::Gguf, _) if info.shape.len() <= 1 => DType::F32,
             (_, DType::F16) => DType::F16,
             (Container::Safetensors, DType::Bf16) => DType::Bf16,
             _ => DType::F32,
