@@ -63,6 +63,7 @@ fn blocks_encode_as_ggml_does() {
 
 /// Coming back, numbers are off by what the format's bits allow.
 #[test]
+#[cfg_attr(miri, ignore = "too large for an interpreter")]
 fn encoded_numbers_come_back() {
     let source: Vec<f32> = (0..1 << 16u32)
         .map(|i| (f64::from(i) * 0.7234).sin() as f32)
