@@ -185,31 +185,43 @@ impl Network for UNetNetwork {
         timestep: f64,
         branches: Branches,
     ) -> Result<Outputs, BoxError> {
-        let [batch, channels, height, width] = self.shape;
-        let mut cond = Vec::with_capacity(input.len());
-        let mut uncond = Vec::new();
-        // Image by image: the kernels order their sums by the size of a call, so that a picture's bits
-        // would depend on its neighbours in the batch.
-        for image in input.chunks_exact(input.len() / batch.max(1)) {
-            let x = to_channels_last(image, [1, channels, height, width], &self.device);
-            match (branches, &self.both) {
-                (Branches::CondAndUncond, Some(both)) => {
-                    let y = self
-                        .unet
-                        .forward(x.repeat_dim(0, 2), &[timestep; 2], both)?;
-                    let mut values = from_channels_last(y)?;
-                    cond.extend(values.split_off(values.len() / 2));
-                    uncond.extend(values);
-                }
-                _ => {
-                    let y = self.unet.forward(x, &[timestep], &self.cond)?;
-                    cond.extend(from_channels_last(y)?);
-                }
-            }
-        }
-        let uncond = (!uncond.is_empty()).then_some(uncond);
-        Ok(Outputs { cond, uncond })
+        let both = self.both.as_ref();
+        let both = both.filter(|_| matches!(branches, Branches::CondAndUncond));
+        image_by_image(input, self.shape, &self.device, both.is_some(), |x| {
+            let y = match both {
+                Some(both) => self.unet.forward(x, &[timestep; 2], both)?,
+                None => self.unet.forward(x, &[timestep], &self.cond)?,
+            };
+            from_channels_last(y)
+        })
     }
+}
+
+/// Runs a network on each image of a batch, twice over where `both` is said: without what it is told, then with it.
+///
+/// Image by image: the kernels order their sums by the size of a call, so that a picture's bits would depend on its
+/// neighbours in the batch.
+pub(crate) fn image_by_image(
+    input: &[f32],
+    [batch, channels, height, width]: [usize; 4],
+    device: &Device,
+    both: bool,
+    mut forward: impl FnMut(Tensor<4>) -> Result<Vec<f32>, BoxError>,
+) -> Result<Outputs, BoxError> {
+    let mut cond = Vec::with_capacity(input.len());
+    let mut uncond = Vec::new();
+    for image in input.chunks_exact(input.len() / batch.max(1)) {
+        let x = to_channels_last(image, [1, channels, height, width], device);
+        if both {
+            let mut values = forward(x.repeat_dim(0, 2))?;
+            cond.extend(values.split_off(values.len() / 2));
+            uncond.extend(values);
+        } else {
+            cond.extend(forward(x)?);
+        }
+    }
+    let uncond = both.then_some(uncond);
+    Ok(Outputs { cond, uncond })
 }
 
 /// `[batch, channels, height, width]` values as a `[batch, height, width, channels]` tensor.

@@ -10,7 +10,7 @@ use aquatint_ops::{Device, buffer};
 use crate::EngineError;
 use crate::decode::to_picture;
 use crate::events::{Observer, Stage};
-use crate::network::{from_channels_last, to_channels_last};
+use crate::network::{from_channels_last, image_by_image, to_channels_last};
 use crate::pipeline::{Loop, Run, Stages};
 use crate::plan::{Estimate, Work};
 use crate::request::Request;
@@ -240,34 +240,20 @@ impl Network for PixelNetwork {
         timestep: f64,
         branches: Branches,
     ) -> Result<Outputs, BoxError> {
-        let [batch, channels, height, width] = self.shape;
-        let mut cond = Vec::with_capacity(input.len());
-        let mut uncond = Vec::new();
-        // Image by image, as the network with text.
-        for image in input.chunks_exact(input.len() / batch.max(1)) {
-            let x = to_channels_last(image, [1, channels, height, width], &self.device);
-            match (branches, self.class, self.none) {
-                (Branches::CondAndUncond, Some(class), Some(none)) => {
-                    let classes = Classes::Rows(vec![none, class]);
-                    let x = x.repeat_dim(0, 2);
-                    let y = self.unet.forward(x, &[timestep; 2], Some(&classes))?;
-                    let mut values = from_channels_last(y)?;
-                    cond.extend(values.split_off(values.len() / 2));
-                    uncond.extend(values);
-                }
-                _ => {
-                    let classes = self.class.map(|class| Classes::Rows(vec![class]));
-                    let y = self.unet.forward(x, &[timestep], classes.as_ref())?;
-                    cond.extend(from_channels_last(y)?);
-                }
-            }
-        }
-        // Without a class the two are one.
         let wanted = branches == Branches::CondAndUncond;
-        let uncond = match (wanted, uncond.is_empty()) {
-            (true, true) => Some(cond.clone()),
-            (_, empty) => (!empty).then_some(uncond),
+        let classes = match (wanted, self.class, self.none) {
+            (true, Some(class), Some(none)) => Some(vec![none, class]),
+            (_, class, _) => class.map(|class| vec![class]),
         };
+        let both = classes.as_ref().is_some_and(|rows| rows.len() == 2);
+        let classes = classes.map(Classes::Rows);
+        let found = image_by_image(input, self.shape, &self.device, both, |x| {
+            let times = vec![timestep; x.dims()[0]];
+            from_channels_last(self.unet.forward(x, &times, classes.as_ref())?)
+        })?;
+        let Outputs { cond, uncond } = found;
+        // Without a class the two are one.
+        let uncond = uncond.or_else(|| wanted.then(|| cond.clone()));
         Ok(Outputs { cond, uncond })
     }
 }

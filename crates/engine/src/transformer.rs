@@ -9,7 +9,7 @@ use aquatint_models::{Checkpoint, ModelError, NetworkConfig};
 use aquatint_ops::{Device, Tensor};
 
 use crate::EngineError;
-use crate::network::{from_channels_last, latent_shape, to_channels_last};
+use crate::network::{from_channels_last, image_by_image, latent_shape};
 use crate::request::Request;
 
 /// A transformer with the conditioning of a run.
@@ -117,32 +117,17 @@ impl Network for TransformerNetwork {
         timestep: f64,
         branches: Branches,
     ) -> Result<Outputs, BoxError> {
-        let [batch, channels, height, width] = self.shape;
-        let mut cond = Vec::with_capacity(input.len());
-        let mut uncond = Vec::new();
-        // Image by image, as UNets run: a picture's bits do not depend on its neighbours in the batch.
-        for image in input.chunks_exact(input.len() / batch.max(1)) {
-            let x = to_channels_last(image, [1, channels, height, width], &self.device);
-            match (branches, &self.both) {
-                (Branches::CondAndUncond, Some(both)) => {
-                    let mut values = self.forward(x.repeat_dim(0, 2), timestep, both, &[])?;
-                    cond.extend(values.split_off(values.len() / 2));
-                    uncond.extend(values);
-                }
-                _ => cond.extend(self.forward(x, timestep, &self.cond, &[])?),
-            }
-        }
-        let uncond = (!uncond.is_empty()).then_some(uncond);
-        Ok(Outputs { cond, uncond })
+        let both = self.both.as_ref();
+        let both = both.filter(|_| matches!(branches, Branches::CondAndUncond));
+        image_by_image(input, self.shape, &self.device, both.is_some(), |x| {
+            self.forward(x, timestep, both.unwrap_or(&self.cond), &[])
+        })
     }
 
     fn run_skipping(&mut self, input: &[f32], timestep: f64) -> Result<Vec<f32>, BoxError> {
-        let [batch, channels, height, width] = self.shape;
-        let mut found = Vec::with_capacity(input.len());
-        for image in input.chunks_exact(input.len() / batch.max(1)) {
-            let x = to_channels_last(image, [1, channels, height, width], &self.device);
-            found.extend(self.forward(x, timestep, &self.cond, &self.skip)?);
-        }
-        Ok(found)
+        let found = image_by_image(input, self.shape, &self.device, false, |x| {
+            self.forward(x, timestep, &self.cond, &self.skip)
+        })?;
+        Ok(found.cond)
     }
 }

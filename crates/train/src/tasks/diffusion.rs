@@ -42,10 +42,10 @@ pub fn train_diffusion<'a>(
                 },
                 _ => None,
             };
-            let stored = stored.or(warmed.as_ref().map(|(weights, seconds)| {
+            if let Some((_, seconds)) = &warmed {
                 settings.seconds_before = *seconds;
-                weights
-            }));
+            }
+            let stored = stored.or(warmed.as_ref().map(|(weights, _)| weights));
             let (task, net, trainable) = TextTask::new(config, options, stored, observer)?;
             run::run(task, net, trainable, settings, options, state, observer)
         }
